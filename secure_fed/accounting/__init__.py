@@ -1,0 +1,28 @@
+"""What a release costs: mechanisms as plain events, composition and calibration over dp-accounting.
+
+No torch and no flwr in here: the auditor's `verify` stands on this room alone.
+"""
+
+from secure_fed.accounting.calibrate import MechanismShape, calibrate
+from secure_fed.accounting.compose import (
+    Accountant,
+    Relation,
+    epsilon,
+    epsilon_by_round,
+    epsilon_curve,
+)
+from secure_fed.accounting.mechanisms import Kind, Mechanism, event, merge
+
+__all__ = [
+    "Accountant",
+    "Kind",
+    "Mechanism",
+    "MechanismShape",
+    "Relation",
+    "calibrate",
+    "epsilon",
+    "epsilon_by_round",
+    "epsilon_curve",
+    "event",
+    "merge",
+]

@@ -1,0 +1,154 @@
+"""From Hydra's groups and the command line's overrides to one frozen `RunConfig`.
+
+The only place that sees a DictConfig; wrong keys are answered with the nearest known ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from secure_fed.errors import ConfigError
+from secure_fed.federation.config import RunConfig
+
+
+def config_dir() -> Path:
+    """The folder of Hydra groups: inside the installed package, else the repository's (editable installs)."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"no configs/config.yaml beside {package}: the installation is incomplete, reinstall secure-fed")
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration that `overrides` give; raises ConfigError with the nearest known keys."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            return compose("config", overrides=list(overrides))
+        except (ConfigCompositionException, OverrideParseException) as error:
+            raise ConfigError(_explain(error, overrides)) from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{_first_line(error)}; `secure-fed run --cfg job` shows all values") from error
+
+
+def freeze(config: DictConfig, run_dir: Path) -> RunConfig:
+    """Resolve and validate; raises ConfigError naming every wrong value."""
+    try:
+        tree = OmegaConf.to_container(_without_hydra(config, run_dir), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        raise ConfigError(f"{key} has no value; give it on the command line: {key}=...") from error
+    assert isinstance(tree, dict)  # noqa: S101 - to_container of a DictConfig
+    return validate({str(key): value for key, value in tree.items()})
+
+
+def validate(tree: dict[str, Any]) -> RunConfig:
+    """A `RunConfig` from plain values; raises ConfigError with one line per wrong value."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_describe(item["loc"], item["msg"], item.get("input")) for item in error.errors()]
+        raise ConfigError("; ".join(dict.fromkeys(lines))) from error
+
+
+def load_config(run: Path) -> RunConfig:
+    """The configuration of a run folder; raises ConfigError where it is missing or damaged."""
+    path = run / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{run} is not a run folder: it has no config.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is damaged: {_first_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is damaged: expected a mapping of values")
+    return validate(tree)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _without_hydra(config: DictConfig, run_dir: Path) -> DictConfig:
+    tree = OmegaConf.masked_copy(config, [str(key) for key in config if key not in {"resume", "run_dir", "hydra"}])
+    OmegaConf.set_struct(tree, False)
+    tree["run_dir"] = str(run_dir)
+    return tree
+
+
+def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
+    # pydantic puts a discriminated union's tag into the location; nobody writes it on the command line.
+    path = ".".join(
+        str(part)
+        for index, part in enumerate(location)
+        if not (index == 1 and len(location) > 2 and location[0] in {"data", "method", "strategy"})
+    )
+    shown = "" if isinstance(value, dict) else f"={value!r}"
+    return f"{path}{shown}: {message.removeprefix('Value error, ')}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _explain(error: HydraException, overrides: Sequence[str]) -> str:
+    """Hydra's message, with the nearest known keys or group options for whatever it does not know."""
+    message = _first_line(error)
+    try:
+        parsed = OverridesParser.create().parse_overrides([item for item in overrides if "=" in item])
+    except (HydraException, OmegaConfBaseException):
+        return f"{message}; an override is written key=value"
+    known_keys, groups = _known()
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups:
+            option = str(override.value())
+            if option not in groups[key]:
+                return f"{key}={option} is unknown; {_nearest(option, groups[key])}known: {', '.join(groups[key])}"
+        elif key not in known_keys and not key.startswith("hydra"):
+            names = sorted({*known_keys, *groups})
+            return f"unknown key {key!r}; {_nearest(key, names)}`secure-fed run --cfg job` lists all"
+    return message
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if not match:
+        # The last part alone may be right: `epsilon` for `privacy.epsilon`.
+        match = [name for name in known if name.split(".")[-1] == word.split(".")[-1]][:3]
+    return f"did you mean {' or '.join(match)}? " if match else ""
+
+
+def _known() -> tuple[set[str], dict[str, list[str]]]:
+    """All keys of the default configuration, and the options of every group."""
+    root = config_dir()
+    groups: dict[str, list[str]] = {}
+    for path in sorted(root.rglob("*.yaml")):
+        if path.parent != root:
+            groups.setdefault(path.parent.relative_to(root).as_posix(), []).append(path.stem)
+    keys: set[str] = set()
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                keys.add(f"{prefix}{name}")
+                walk(value, f"{prefix}{name}.")
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(root), version_base="1.3"):
+        walk(OmegaConf.to_container(compose("config"), resolve=False), "")
+    return keys, groups

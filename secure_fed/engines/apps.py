@@ -1,0 +1,71 @@
+"""The ServerApp and the ClientApp on Flower's Message API, the same under every engine.
+
+A node opens its site's home for every message and keeps nothing in Flower's context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from secure_fed.client.home import Home
+from secure_fed.client.site import SiteClient
+from secure_fed.config import load_config
+from secure_fed.engines.messages import MESSAGE_TYPES, from_record, to_record
+from secure_fed.engines.simulated_sites import simulate
+from secure_fed.federation.wire import Parcel
+from secure_fed.identity import Roster
+from secure_fed.models.batch import Batch
+from secure_fed.models.multimodal import MultimodalModel
+
+FolderOf = Callable[[Context], Path]
+"""Where a run's folder lies, told from a node's context."""
+
+
+def make_client_app(folder_of: FolderOf) -> ClientApp:
+    """The ClientApp: every message type goes to the site that the node stands for."""
+    app = ClientApp()
+    for action, message_type in MESSAGE_TYPES.items():
+        category, name = message_type.split(".")
+        register = {"query": app.query, "train": app.train}[category]
+        register(name)(_handler(action, folder_of))
+    return app
+
+
+def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
+    """The ServerApp: `main` runs the whole schedule over the grid."""
+    app = ServerApp()
+    app.main()(main)
+    return app
+
+
+def _handler(action: str, folder_of: FolderOf) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        # One thread a site in every engine: sums of floats depend on how they are split.
+        torch.set_num_threads(1)
+        try:
+            site = site_client(folder_of(context), int(context.node_config["partition-id"]))
+        except Exception:  # noqa: BLE001 - fail closed: an exception's text could name a path or a patient
+            return Message(to_record(Parcel(code="site_unavailable")), reply_to=message)
+        return Message(to_record(site.handle(action, from_record(message.content))), reply_to=message)
+
+    return handle
+
+
+@lru_cache(maxsize=64)
+def site_client(folder: Path, index: int) -> SiteClient:
+    """The simulated site number `index` (from 0) of a run folder; made once in each process."""
+    config = load_config(folder)
+    roster = Roster.load(folder / "roster.json")
+    name = sorted(roster.members)[index]
+
+    def records(model: MultimodalModel) -> Batch:
+        return model.prepare(simulate(config).records[name])
+
+    return SiteClient(Home(folder / "sites" / name), config, roster, records)

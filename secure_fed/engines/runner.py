@@ -1,0 +1,216 @@
+"""A run from configuration to run folder: check everything, found the homes, train, write the results.
+
+Nothing is written before the configuration, the data and every site's plan have been found to work.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from secure_fed.accounting import epsilon_by_round
+from secure_fed.config import dump_config, load_config
+from secure_fed.engines.apps import make_client_app, make_server_app, site_client
+from secure_fed.engines.in_process import run_in_process
+from secure_fed.engines.simulated_sites import SimulatedSites, found_homes, simulate
+from secure_fed.engines.summary import summarise
+from secure_fed.engines.transport import GridTransport
+from secure_fed.errors import ConfigError, PolicyRefusal, SecureFedError
+from secure_fed.federation.config import RunConfig
+from secure_fed.federation.facts import Federation
+from secure_fed.federation.masking import secagg_params
+from secure_fed.federation.plan import SitePlan, plan_for
+from secure_fed.identity import Roster
+from secure_fed.report import write_model_card, write_report
+from secure_fed.server.evaluation import Scores
+from secure_fed.server.round import Coordinator
+from secure_fed.server.training import Progress, Trainer, load_checkpoint, save_checkpoint, save_model
+
+TIMEOUT_S = 600.0
+"""How long the coordinator waits for a stage's answers."""
+
+
+class Observer(Protocol):
+    """Who watches a run: a live table, or nobody."""
+
+    def begin(self, config: RunConfig, done: int) -> None:
+        """The run is about to train; `done` steps of the schedule are already behind it."""
+
+    def round(self, line: dict[str, Any]) -> None:
+        """A round ended with this line of metrics."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def begin(self, config: RunConfig, done: int) -> None:
+        """Nothing."""
+
+    def round(self, line: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has been found to work."""
+
+    config: RunConfig
+    simulated: SimulatedSites
+    federation: Federation
+    plans: dict[str, SitePlan | None]
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load data, derive the federation and calibrate every site's plan; raises before anything is written."""
+    simulated = simulate(config)
+    federation = Federation(config, simulated.members)
+    if config.secagg.mode == "on":
+        secagg_params(federation)
+    if config.federation.compliance and (weak := config.weaknesses()):
+        raise PolicyRefusal(
+            f"{' and '.join(weak)} is refused under federation.compliance=true, which no switch turns into a "
+            "warning; run without it"
+        )
+    plans = {site.name: plan_for(federation, site) for site in federation.sites}
+    return Prepared(config, simulated, federation, plans)
+
+
+def start(config: RunConfig, observer: Observer | None = None) -> Path:
+    """Train in a new run folder and return it; raises ConfigError where the folder is in use."""
+    folder = Path(config.run_dir).resolve()
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run_dir={folder} exists and is not empty: a run never overwrites another; choose another run_dir, "
+            f"or continue that run with `secure-fed run resume={folder}`"
+        )
+    prepared = prepare(config)
+    found(folder, prepared)
+    return train(folder, prepared, observer or Silent())
+
+
+def resume(folder: Path, observer: Observer | None = None) -> Path:
+    """Go on from a run's last checkpoint; the round that was interrupted is charged again."""
+    folder = folder.resolve()
+    config = load_config(folder)
+    if (folder / "summary.json").exists():
+        raise ConfigError(f"the run {folder} is finished: nothing to resume; its report is report.html")
+    return train(folder, prepare(config), observer or Silent(), resumed=True)
+
+
+def found(folder: Path, prepared: Prepared) -> None:
+    """Make the run folder: resolved configuration, homes, roster, data notes and the first checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found_homes(folder, prepared.config, prepared.federation.sites)
+    notes = {**prepared.simulated.notes, "hold-out records": len(prepared.simulated.holdout)}
+    (folder / "data_notes.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    save_checkpoint(folder, prepared.federation.new_model(), Progress(run=secrets.token_hex(16)))
+    # The configuration comes last: with it the folder is a run that can be resumed.
+    (folder / "config.yaml").write_text(dump_config(prepared.config), encoding="utf-8")
+
+
+def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = False) -> Path:
+    """Run the schedule from the folder's checkpoint under the configured engine and write the results."""
+    config, federation = prepared.config, prepared.federation
+    torch.set_num_threads(1)
+    site_client.cache_clear()  # a folder's name may have been used before in this process
+    model = federation.new_model()
+    progress = load_checkpoint(folder, model)
+    if resumed:
+        # The interrupted round may have been reserved at any site: its number is never used again.
+        progress.round += 1
+        progress.resumed += 1
+        _drop_metrics_from(folder, progress.step)
+        save_checkpoint(folder, model, progress)
+    roster = Roster.load(folder / "roster.json")
+    holdout = model.prepare(prepared.simulated.holdout)
+    epsilons = _epsilon_by_step(prepared)
+    outcome: list[dict[str, Scores]] = []
+    failure: list[BaseException] = []
+
+    def serve(grid: Grid, _context: Context) -> None:
+        try:
+            transport = GridTransport(grid, len(federation.sites), TIMEOUT_S)
+            coordinator = Coordinator(federation, roster, transport)
+            trainer = Trainer(federation, coordinator, holdout, folder, epsilons, observer.round)
+            outcome.append(trainer.run(model, progress))
+        except BaseException as error:
+            # The simulation swallows what a ServerApp raises: keep it for the caller.
+            failure.append(error)
+            raise
+
+    observer.begin(config, progress.step)
+    began = time.monotonic()
+    try:
+        _run_engine(config, folder, serve)
+    except Exception:
+        if not failure:
+            raise
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise SecureFedError(f"the engine {config.engine.name} ended without a result; the run can be resumed")
+    progress.wall_s = max(progress.wall_s, time.monotonic() - began)
+    save_model(folder / "model.safetensors", model)
+    summary = summarise(folder, federation, prepared.plans, outcome[0], progress, model)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_model_card(folder)
+    write_report(folder)
+    return folder
+
+
+def _run_engine(config: RunConfig, folder: Path, serve: Callable[[Grid, Context], None]) -> None:
+    def folder_of(_context: Context) -> Path:
+        return folder
+
+    server_app, client_app = make_server_app(serve), make_client_app(folder_of)
+    if config.engine.name == "in_process":
+        run_in_process(server_app, client_app, config.federation.sites)
+    else:
+        from secure_fed.engines.simulation import run_simulation
+
+        run_simulation(server_app, client_app, config.federation.sites, config.engine.workers)
+
+
+def _epsilon_by_step(prepared: Prepared) -> Callable[[int], float | None]:
+    """Largest epsilon of any site after a number of scheduled steps, from the public plans."""
+    if prepared.config.privacy.mode == "off":
+        return lambda _steps: None
+    largest = [0.0] * (prepared.config.federation.rounds + 1)
+    curves: dict[tuple[tuple[object, ...], ...], tuple[float, ...]] = {}
+    for site in prepared.federation.sites:
+        plan = prepared.plans[site.name]
+        assert plan is not None  # noqa: S101 - privacy is on
+        rounds = [
+            [plan.phase(phase.name).per_round for phase in prepared.federation.phases_of(site, step)]
+            for step in range(prepared.config.federation.rounds)
+        ]
+        key = tuple(tuple(round_) for round_ in rounds)
+        if key not in curves:
+            curves[key] = epsilon_by_round(rounds, plan.delta)
+        for step, value in enumerate(curves[key], start=1):
+            largest[step] = max(largest[step], value)
+    return lambda steps: largest[steps]
+
+
+def _drop_metrics_from(folder: Path, step: int) -> None:
+    """Forget lines of metrics that the checkpoint does not know: they will be written again."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # the torn last line of the interruption
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,131 @@
+"""The numbers of a finished run, computed from its files: ledgers, metrics, plans and final scores."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secure_fed.accounting import epsilon
+from secure_fed.federation.facts import Federation
+from secure_fed.federation.plan import SitePlan
+from secure_fed.ledger import Reserve, read_ledger, spent
+from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.server.evaluation import ALL_PRESENT, Scores
+from secure_fed.server.training import Progress
+from secure_fed.versions import versions
+
+SCHEMA = "secure_fed.summary/1"
+
+
+def summarise(
+    folder: Path,
+    federation: Federation,
+    plans: Mapping[str, SitePlan | None],
+    scores: Mapping[str, Scores],
+    progress: Progress,
+    model: MultimodalModel,
+) -> dict[str, Any]:
+    """The content of summary.json. Epsilon is what the ledgers say was charged, not what was planned."""
+    config = federation.config
+    private = config.privacy.mode == "dp"
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    ledgers = {site.name: read_ledger(folder / "sites" / site.name / "ledger.jsonl") for site in federation.sites}
+    charged = {site: epsilon(spent(records), config.privacy.delta) for site, records in ledgers.items()}
+    final = scores[ALL_PRESENT]
+    return {
+        "schema": SCHEMA,
+        "run": progress.run,
+        "name": config.name,
+        "status": "finished",
+        "method": config.method.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "auroc_macro": final.auroc_macro,
+        "auroc_macro_missing": {name: s.auroc_macro for name, s in scores.items() if name != ALL_PRESENT},
+        "auroc_per_label": final.per_label,
+        "labels_left_out": list(final.left_out),
+        "epsilon": charged if private else {},
+        "epsilon_max": max(charged.values()) if private else None,
+        "epsilon_target": config.privacy.epsilon if private else None,
+        "delta": config.privacy.delta if private else None,
+        "accountant": "pld",
+        "privacy": config.privacy.mode,
+        "unit": "record",
+        "relation": "add_or_remove_one",
+        "rounds": config.federation.rounds,
+        "rounds_burned": progress.burned,
+        "rounds_charged_again": _charged_again(ledgers),
+        "resumed": progress.resumed,
+        "sites": len(federation.sites),
+        "members": _members(federation, plans),
+        "components": _components(federation),
+        "engine": config.engine.name,
+        "wall_s": round(progress.wall_s, 2),
+        "insecure_reproducible": config.insecure_reproducible,
+        "model_sha256": model.digest().hex(),
+        "warnings": warnings_of(federation),
+        "secagg": {
+            "mode": config.secagg.mode,
+            "threshold": federation.threshold,
+            "corrupt": config.federation.corrupt,
+            "floor": federation.floor(),
+            "value_bits": config.secagg.value_bits,
+            "rounds": [
+                {key: line[key] for key in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")}
+                for line in metrics
+            ],
+        },
+        "data_notes": json.loads((folder / "data_notes.json").read_text(encoding="utf-8")),
+        "versions": versions(),
+    }
+
+
+def warnings_of(federation: Federation) -> list[str]:
+    """What weakens the guarantee of this run; shown on top of every output."""
+    config = federation.config
+    warnings = []
+    if config.privacy.mode == "off":
+        warnings.append("privacy=off: nothing protects the records; for comparison only")
+    if config.insecure_reproducible:
+        warnings.append(
+            "insecure_reproducible=true: noise and sampling follow from the seed, so this run gives no privacy"
+        )
+    if config.secagg.mode == "off":
+        warnings.append("secagg=off: the coordinator sees every site's update; for comparison only")
+    elif config.federation.corrupt == 0:
+        warnings.append(
+            "federation.corrupt=0: if one site colludes with the server, masks do not protect the others; DP alone does"
+        )
+    return warnings
+
+
+def _charged_again(ledgers: Mapping[str, Any]) -> int:
+    """Steps of the schedule for which some site was charged more than once."""
+    again: set[int] = set()
+    for records in ledgers.values():
+        counts = Counter((r.body.phase, r.body.step) for r in records if isinstance(r.body, Reserve))
+        again |= {step for (_, step), count in counts.items() if count > 1}
+    return len(again)
+
+
+def _members(federation: Federation, plans: Mapping[str, SitePlan | None]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for site in federation.sites:
+        plan = plans[site.name]
+        members[site.name] = {
+            "owns": sorted(site.owned),
+            "declared_n": site.declared_n,
+            "noise_multiplier": plan.phases[0].per_round.noise_multiplier if plan else None,
+            "phases": [phase.name for phase in federation.phases_of(site)],
+        }
+    return members
+
+
+def _components(federation: Federation) -> dict[str, Any]:
+    return {
+        name: {"parameters": size, "owners": sorted(federation.owners(name)), "floor": federation.floor()}
+        for name, size in federation.model.component_sizes().items()
+    }

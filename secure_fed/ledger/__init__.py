@@ -1,0 +1,41 @@
+"""What a site released, on record: signed, hash-chained, written before the noise is drawn, and recomputable.
+
+Neither torch nor flwr is imported in here.
+"""
+
+from secure_fed.ledger.chain import read_ledger, spent
+from secure_fed.ledger.ledger import Ledger
+from secure_fed.ledger.record import (
+    Body,
+    Genesis,
+    Note,
+    Off,
+    Plan,
+    PlannedPhase,
+    Record,
+    Refusal,
+    Reserve,
+    Settle,
+)
+from secure_fed.ledger.verdict import Row, Verdict, render
+from secure_fed.ledger.verify import verify
+
+__all__ = [
+    "Body",
+    "Genesis",
+    "Ledger",
+    "Note",
+    "Off",
+    "Plan",
+    "PlannedPhase",
+    "Record",
+    "Refusal",
+    "Reserve",
+    "Row",
+    "Settle",
+    "Verdict",
+    "read_ledger",
+    "render",
+    "spent",
+    "verify",
+]

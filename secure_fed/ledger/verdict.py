@@ -1,0 +1,128 @@
+"""The answer of a verification: a row a site, the problems found, as JSON for machines and a table for
+people.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+TAIL = "unanchored: records cut off a ledger's end are not noticed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ledger. Figures are None where its records cannot be trusted; epsilon is inf with privacy off."""
+
+    site: str
+    records: int
+    rounds: int = 0
+    epsilon: float | None = None
+    rdp_epsilon: float | None = None
+    delta: float | None = None
+    unit: str | None = None
+    relation: str | None = None
+    epsilon_by_run: dict[str, float] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    problem: str | None = None  # without the site's name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found. `roster` says whose public keys the signatures were checked against."""
+
+    rows: tuple[Row, ...]
+    problems: tuple[str, ...]
+    roster: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. Weaknesses do not count: they stand in the rows' flags."""
+        return not self.problems
+
+    @property
+    def first_problem(self) -> str | None:
+        """The first thing that is wrong, naming site and record."""
+        return self.problems[0] if self.problems else None
+
+    @property
+    def epsilon_max(self) -> float | None:
+        """The largest epsilon over the sites; None where one of them is unknown."""
+        values = [row.epsilon for row in self.rows]
+        return None if not values or None in values else max(v for v in values if v is not None)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values; an infinite epsilon is null with `privacy_off` true. Holds no path and no host
+        name.
+        """
+        return {
+            "ok": self.ok,
+            "first_problem": self.first_problem,
+            "problems": list(self.problems),
+            "roster": self.roster,
+            "tail": TAIL,
+            "accountant": "pld",
+            "epsilon_max": _finite(self.epsilon_max),
+            "sites": [_row_json(row) for row in self.rows],
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _row_json(row: Row) -> dict[str, object]:
+    return {
+        "site": row.site,
+        "records": row.records,
+        "rounds": row.rounds,
+        "epsilon": _finite(row.epsilon),
+        "epsilon_rdp": _finite(row.rdp_epsilon),
+        "epsilon_by_run": {run: _finite(value) for run, value in row.epsilon_by_run.items()},
+        "privacy_off": row.epsilon == math.inf,
+        "delta": row.delta,
+        "unit": row.unit,
+        "relation": row.relation,
+        "flags": list(row.flags),
+        "problem": row.problem,
+    }
+
+
+def render(verdict: Verdict, console: Console) -> None:
+    """Print the table, whose keys were trusted, what cannot be seen, and the verdict."""
+    table = Table(title="Privacy ledgers, recomputed")
+    table.add_column("site")
+    for heading in ("records", "rounds", "epsilon (PLD)", "RDP", "delta"):
+        table.add_column(heading, justify="right")
+    table.add_column("unit, relation")
+    table.add_column("remarks")
+    for row in verdict.rows:
+        remarks = [f"[bold red]{escape(row.problem)}[/]"] if row.problem else []
+        remarks += [f"[yellow]{escape(flag)}[/]" for flag in row.flags]
+        table.add_row(
+            escape(row.site),
+            str(row.records),
+            str(row.rounds),
+            _figure(row.epsilon, "{:.4f}"),
+            _figure(row.rdp_epsilon, "{:.4f}"),
+            _figure(row.delta, "{:g}"),
+            escape(f"{row.unit}, {row.relation}") if row.unit else "?",
+            "\n".join(remarks),
+        )
+    console.print(table)
+    console.print(f"roster: {escape(verdict.roster)}")
+    console.print(f"tail: {TAIL}")
+    if verdict.ok:
+        console.print(f"[bold green]verdict: holds[/], largest epsilon {_figure(verdict.epsilon_max, '{:.4f}')}")
+    else:
+        console.print(f"[bold red]verdict: DOES NOT HOLD[/]: {escape(verdict.problems[0])}")
+        for problem in verdict.problems[1:]:
+            console.print(f"  also: {escape(problem)}")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "?" if value is None else form.format(value)

@@ -1,0 +1,226 @@
+"""Verification from the outside: ledgers, a roster and a run's summary, recomputed with nothing else at hand.
+
+A bad ledger is a negative verdict, never an exception; only a path that names nothing is a usage error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from secure_fed.accounting import epsilon
+from secure_fed.errors import ConfigError, LedgerError
+from secure_fed.identity import Roster
+from secure_fed.ledger.chain import Chain, read_chain, spent
+from secure_fed.ledger.checks import (
+    Contradictions,
+    agrees,
+    beyond_limit,
+    exceeds,
+    total_epsilon,
+    weaknesses,
+)
+from secure_fed.ledger.record import Genesis, Off, Plan, Record, Reserve
+from secure_fed.ledger.verdict import Row, Verdict
+
+LEDGER = "ledger.jsonl"
+ROSTER = "roster.json"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """A ledger that was read, and what came of it."""
+
+    row: Row
+    chain: Chain
+
+
+def verify(paths: Sequence[Path], roster: Path | None = None) -> Verdict:
+    """Check and recompute every ledger under `paths`: run folders, site homes or ledger files.
+
+    Signatures are checked against `roster` where given, else against the run's own roster, else against the
+    key that the ledger names itself; `Verdict.roster` says which. Raises ConfigError where a path holds no
+    ledger or the given roster cannot be read.
+    """
+    given = Roster.load(roster) if roster is not None else None
+    examined: list[_Examined] = []
+    problems: list[str] = []
+    own_roster = False
+    for path in paths:
+        if (path / "sites").is_dir():
+            own_roster = own_roster or (path / ROSTER).is_file()
+            found, wrong = _verify_run(path, given)
+        else:
+            ledger = _ledger_file(path)
+            found, wrong = [_examine(ledger, ledger.parent.name, given)], []
+        examined += found
+        problems += [f"{e.row.site}: {e.row.problem}" for e in found if e.row.problem] + wrong
+    problems += _forks(examined)
+    if given is not None:
+        trusted = "given from outside"
+    elif own_roster:
+        trusted = "the run's own, not given from outside"
+    else:
+        trusted = "none: signatures were checked against the key that each ledger names itself"
+    return Verdict(tuple(e.row for e in examined), tuple(problems), trusted)
+
+
+def _ledger_file(path: Path) -> Path:
+    ledger = path / LEDGER if path.is_dir() else path
+    if not ledger.is_file():
+        raise ConfigError(
+            f"{path} holds no ledger: give a run folder (with sites/), a site's home (with {LEDGER}) or a ledger file."
+        )
+    return ledger
+
+
+def _verify_run(folder: Path, given: Roster | None) -> tuple[list[_Examined], list[str]]:
+    problems: list[str] = []
+    roster = given
+    if roster is None:
+        try:
+            roster = Roster.load(folder / ROSTER)
+        except (ConfigError, LedgerError) as error:
+            problems.append(str(error).replace(str(folder / ROSTER), ROSTER))
+    homes = sorted(p.name for p in (folder / "sites").iterdir() if p.is_dir())
+    members = sorted(roster.members) if roster is not None else homes
+    examined = []
+    for name in sorted({*homes, *members}):
+        ledger = folder / "sites" / name / LEDGER
+        if ledger.is_file():
+            examined.append(_examine(ledger, name, roster, site=name))
+        else:
+            problems.append(f"{name}: belongs to the run, but its {LEDGER} is missing")
+    return examined, problems + _against_summary(folder, examined)
+
+
+def _examine(path: Path, folder: str, roster: Roster | None, *, site: str | None = None) -> _Examined:
+    """Read one ledger; `site` is whose it must be, `folder` what it is called where no record can say."""
+    try:
+        chain = read_chain(path)
+    except LedgerError as error:  # its text names the path, which a verdict does not carry
+        reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "unreadable"
+        problem = f"record 0 cannot be read: {reason}"
+        return _Examined(Row(folder, 0, problem=problem), Chain((), problem, 0))
+    records = chain.records
+    row = Row(site or (records[0].site if records else folder), len(records))
+    if not records:
+        problem = f"record 0 {chain.problem or 'is missing: the ledger holds no whole record'}"
+        return _Examined(replace(row, problem=problem), chain)
+    stranger = _stranger(records[0], chain.genesis, roster, site)
+    if stranger is not None or chain.problem is not None:
+        problem = f"record 0 {stranger}" if stranger else f"record {len(records)} {chain.problem}"
+        return _Examined(replace(row, problem=problem), chain)
+    return _Examined(_recompute(row.site, chain, chain.genesis), chain)
+
+
+def _stranger(first: Record, genesis: Genesis, roster: Roster | None, site: str | None) -> str | None:
+    """Why a ledger's first record is not by the site that it should be by."""
+    if site is not None and first.site != site:
+        return f"is by {first.site}: this is another site's ledger"
+    if roster is None:
+        return None
+    member = roster.members.get(first.site)
+    if member is None:
+        return f"is by {first.site}, a site that the roster does not know"
+    if genesis.public_key != member.public_key:
+        return "names another public key than the roster"
+    if member.declared_n not in (None, genesis.declared_n):
+        return f"declares n={genesis.declared_n}, the roster {member.declared_n}"
+    return None
+
+
+def _recompute(name: str, chain: Chain, genesis: Genesis) -> Row:
+    records = chain.records
+    problem = Contradictions(genesis).find(records) or beyond_limit(records, genesis)
+    total = total_epsilon(records, genesis)
+    bound = math.inf
+    if total != math.inf:
+        bound = epsilon(spent(records), genesis.delta, accountant="rdp", relation=genesis.relation)
+    # RDP is an upper bound by other means: a figure above it is an accountant's fault, whichever.
+    if problem is None and exceeds(total, bound * 1.001 + 1e-3):
+        problem = f"record {records[-1].seq} ends at a PLD epsilon of {total:.6g}, above the RDP bound {bound:.6g}"
+    runs = sorted({b.run for r in records if isinstance(b := r.body, Plan)})
+    return Row(
+        site=name,
+        records=len(records),
+        rounds=len({(b.run, b.round) for r in records if isinstance(b := r.body, Reserve | Off)}),
+        epsilon=total,
+        rdp_epsilon=bound,
+        delta=genesis.delta,
+        unit=genesis.unit,
+        relation=genesis.relation,
+        epsilon_by_run={run: total_epsilon(records, genesis, run) for run in runs},
+        flags=weaknesses(records, genesis, bool(chain.torn)),
+        problem=problem,
+    )
+
+
+def _against_summary(folder: Path, examined: Sequence[_Examined]) -> list[str]:
+    """What the run's summary claims and the ledgers do not bear out. A run that was interrupted has none."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        return []
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        claimed = summary["epsilon"]
+        if not isinstance(claimed, Mapping):
+            raise TypeError("epsilon is no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{SUMMARY}: is malformed ({error})"]
+    run = summary.get("run_id")
+    problems = []
+    for item in examined:
+        row = item.row
+        value = row.epsilon if run is None else row.epsilon_by_run.get(str(run), row.epsilon)
+        if value is not None:
+            problems += _against_claim(row.site, claimed.get(row.site, "nothing"), value)
+            if summary.get("delta", row.delta) != row.delta:
+                problems.append(f"{SUMMARY}: delta is {summary['delta']!r}, {row.site}'s ledger has {row.delta!r}")
+    sites = {item.row.site for item in examined}
+    problems += [f"{SUMMARY}: names {name}, which has no ledger" for name in sorted(set(claimed) - sites)]
+    finite = [v for v in claimed.values() if _is_number(v)]
+    highest = summary.get("epsilon_max")
+    if len(finite) == len(claimed) and finite and _is_number(highest) and not agrees(highest, max(finite)):
+        problems.append(f"{SUMMARY}: epsilon_max is {highest}, the largest of its sites is {max(finite)}")
+    reproducible = any(
+        isinstance(r.body, Plan) and r.body.rng == "insecure_reproducible" for e in examined for r in e.chain.records
+    )
+    if reproducible and summary.get("insecure_reproducible") is False:
+        problems.append(f"{SUMMARY}: denies insecure_reproducible, the ledgers' plans say so")
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _against_claim(site: str, claim: object, value: float) -> list[str]:
+    if claim is None and value == math.inf:  # privacy=off: JSON has no infinity
+        return []
+    if isinstance(claim, int | float) and _is_number(claim) and agrees(claim, value):
+        return []
+    return [f"{SUMMARY}: claims epsilon {claim} for {site}, its ledger gives {value:.9g}"]
+
+
+def _forks(examined: Sequence[_Examined]) -> list[str]:
+    """Two ledgers under one key that part ways: its holder shows different books to different people."""
+    problems = []
+    books: dict[str, tuple[str, tuple[Record, ...]]] = {}
+    for item in examined:
+        if not item.chain.records:
+            continue
+        site, records = item.row.site, item.chain.records
+        key = item.chain.genesis.public_key
+        if key in books:
+            other, seen = books[key]
+            parts = next((a.seq for a, b in zip(records, seen, strict=False) if a.hash != b.hash), None)
+            if parts is not None:
+                problems.append(f"{site}: record {parts} differs between two ledgers under one key (also {other})")
+        else:
+            books[key] = (site, records)
+    return problems

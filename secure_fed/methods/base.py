@@ -1,0 +1,206 @@
+"""What a method is: phases that train something, and a way to fill in a missing modality's feature.
+
+A method knows neither privacy nor the network; sites and server ask it for phases and imputations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from secure_fed.data.records import Schema
+from secure_fed.models.batch import Batch
+from secure_fed.models.multimodal import MultimodalModel
+
+Pair = tuple[str, str]
+"""An ordered pair of modalities: the source of an imputation, and what it imputes."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GradientPhase:
+    """Train `components` by gradient steps in the schedule's steps [start, stop).
+
+    `loss` gives one value a record [B], without coupling records: the per-record gradient, and with it the
+    sensitivity, would be meaningless otherwise. `steps` is the number of optimizer steps in one round.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    loss: Callable[[MultimodalModel, Batch], Tensor]
+    steps: int
+    learning_rate: float
+    start: int
+    stop: int
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of the schedule run this phase."""
+        return self.stop - self.start
+
+    def uploads(self) -> tuple[str, ...]:
+        """Names of the slices that a site uploads for this phase."""
+        return self.components
+
+
+@dataclass(frozen=True)
+class StatisticPhase:
+    """Release one bounded, noised sum over records, from which the server solves `components`.
+
+    `map` gives [B, size] values a record, clipped to L2 norm `bound` before they are summed; `solve` takes
+    the model and the noised mean over all contributing sites' declared counts, divided by `bound` ([size],
+    float64), and sets the components. It must not depend on that positive scale.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    map: Callable[[MultimodalModel, Batch], Tensor]
+    solve: Callable[[MultimodalModel, FloatArray], None]
+    size: int
+    bound: float
+    start: int
+    stop: int
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of the schedule run this phase."""
+        return self.stop - self.start
+
+    @property
+    def slice_name(self) -> str:
+        """The statistic's own slice in the vector; the solved component itself is never uploaded."""
+        return f"statistic.{self.name}"
+
+    def uploads(self) -> tuple[str, ...]:
+        """Names of the slices that a site uploads for this phase."""
+        return (self.slice_name,)
+
+
+Phase = GradientPhase | StatisticPhase
+
+
+@dataclass(frozen=True)
+class Imputation:
+    """An imputed feature [B, F] and, where the method has one, its variance [B, F]."""
+
+    mean: Tensor
+    variance: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What the coordinator prepared from public data and sends to every site (a retrieval set, say)."""
+
+    arrays: Mapping[str, npt.NDArray[np.float32]]
+
+
+class Method(ABC):
+    """Base of all methods; every hook but `phases` has a safe default that does nothing."""
+
+    name: ClassVar[str]
+
+    def pairs(self, schema: Schema, owned: Sequence[frozenset[str]]) -> tuple[Pair, ...]:
+        """Translators that the model needs, given what each site owns; none by default."""
+        return ()
+
+    @abstractmethod
+    def phases(self, schema: Schema, pairs: Sequence[Pair], rounds: int, width: int) -> tuple[Phase, ...]:
+        """The phases of a run of `rounds` scheduled rounds, in the order in which a round runs them.
+
+        `width` is the number of features F of every encoder, which a statistic's size depends on.
+        """
+
+    def public_context(self, model: MultimodalModel, public_set: Batch) -> Artifact | None:
+        """What the coordinator prepares from public data before a round; nothing by default."""
+        return None
+
+    def complete_inputs(self, batch: Batch, context: Artifact | None) -> Batch:
+        """Fill in what is missing inside a modality (CondI); the identity by default."""
+        return batch
+
+    def impute(
+        self,
+        model: MultimodalModel,
+        features: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        context: Artifact | None = None,
+    ) -> dict[str, Imputation]:
+        """Features for absent modalities, from the present ones; zeros by default.
+
+        features: modality -> [B, F] (zeros where absent); presence: modality -> bool [B].
+        """
+        return {name: Imputation(torch.zeros_like(value)) for name, value in features.items()}
+
+    def fill(
+        self,
+        model: MultimodalModel,
+        features: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+        context: Artifact | None = None,
+    ) -> dict[str, Tensor]:
+        """Keep each observed feature and put the imputation in the place of each absent one; [B, F] each."""
+        imputed = self.impute(model, features, presence, context)
+        return {
+            name: torch.where(presence[name].unsqueeze(1), value, imputed[name].mean)
+            for name, value in features.items()
+        }
+
+    def logits(self, model: MultimodalModel, batch: Batch, context: Artifact | None = None) -> Tensor:
+        """Logits [B, L] with everything missing filled in: the one forward pass of training and inference."""
+        batch = self.complete_inputs(batch, context)
+        return model.classify(self.fill(model, model.encode(batch), batch.presence, context))
+
+
+def masked_bce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross entropy, summed over a record's known labels: [B, L] x 3 -> [B].
+
+    Summed, not averaged: clipping sets the scale, and small gradients would drown in the noise.
+    """
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (loss * mask).sum(dim=1)
+
+
+def component_modalities(component: str) -> frozenset[str]:
+    """The modalities that a site must own to contribute to a component or statistic.
+
+    `encoder.image` needs image, `translator.image_to_text` and `statistic.image_to_text` need both, `fusion`
+    needs none. Modality names never contain `_to_` (the schema refuses them), so the name is unambiguous.
+    """
+    kind, _, rest = component.partition(".")
+    if not rest:
+        return frozenset()
+    return frozenset(rest.split("_to_")) if kind in {"translator", "statistic"} else frozenset({rest})
+
+
+def owns(component: str, owned: frozenset[str]) -> bool:
+    """Whether a site with the modalities `owned` contributes to a component."""
+    return bool(owned) and component_modalities(component) <= owned
+
+
+def shared_pairs(schema: Schema, owned: Sequence[frozenset[str]]) -> tuple[Pair, ...]:
+    """Every ordered pair of modalities that at least one site owns together, in the schema's order."""
+    names = schema.names
+    return tuple(
+        (source, target)
+        for source in names
+        for target in names
+        if source != target and any({source, target} <= modalities for modalities in owned)
+    )
+
+
+def translator_name(pair: Pair) -> str:
+    """The component name of a pair's translator."""
+    return f"translator.{pair[0]}_to_{pair[1]}"
+
+
+def classifier_components(schema: Schema) -> tuple[str, ...]:
+    """Encoders of every modality and the fusion head."""
+    return (*(f"encoder.{name}" for name in schema.names), "fusion")

@@ -1,0 +1,102 @@
+"""What a phase does to privacy, in one frozen object that knows its own mechanism; and, apart, what it does not.
+
+Sensitivity is the clip bound by construction: it is never a parameter of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from secure_fed.accounting.mechanisms import Mechanism
+from secure_fed.errors import PrivacyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """`steps` Poisson samples at `sample_rate` of a data set that its owner declares to hold `declared_n` records.
+
+    The declared number is public; the true one is private and appears nowhere. Raises PrivacyError on bad values.
+    """
+
+    phase: str
+    sample_rate: float
+    steps: int
+    declared_n: int
+
+    def __post_init__(self) -> None:
+        _require(self.phase, "sample_rate", self.sample_rate, 0.0 < self.sample_rate <= 1.0, "in (0, 1]")
+        _require(self.phase, "steps", self.steps, self.steps >= 1, "at least 1")
+        _require(self.phase, "declared_n", self.declared_n, self.declared_n >= 1, "at least 1")
+
+    @property
+    def expected_batch(self) -> float:
+        """The public denominator of every gradient sum."""
+        return self.sample_rate * self.declared_n
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianPlan(SamplingPlan):
+    """DP-SGD (Abadi et al., arXiv 1607.00133): per-record gradients clipped to `max_grad_norm` in L2, summed, and
+    noised with standard deviation `noise_multiplier * max_grad_norm`; neighbours add or remove one record."""
+
+    max_grad_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self.phase, "max_grad_norm", self.max_grad_norm)
+        _require_positive(self.phase, "noise_multiplier", self.noise_multiplier)
+
+    def mechanism(self) -> Mechanism:
+        """What the accountant composes for one run of this phase."""
+        return Mechanism(
+            kind="poisson_gaussian",
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=self.sample_rate,
+            steps=self.steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticPlan:
+    """One noisy sum over all records: vectors clipped to `bound` in L2, noise `noise_multiplier * bound`."""
+
+    phase: str
+    bound: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self.phase, "bound", self.bound)
+        _require_positive(self.phase, "noise_multiplier", self.noise_multiplier)
+
+    def mechanism(self) -> Mechanism:
+        """What the accountant composes for one release of this statistic."""
+        return Mechanism(kind="gaussian", noise_multiplier=self.noise_multiplier, sample_rate=1.0, steps=1)
+
+
+class TrainingOptions(BaseModel):
+    """How noised gradients are used: post-processing and speed, so nothing here can change a guarantee.
+
+    max_physical_batch: records whose per-record gradients are held at one time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 1.0
+    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    weight_decay: NonNegativeFloat = 0.0
+    max_physical_batch: PositiveInt = 256
+
+
+def _require(phase: str, name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise PrivacyError(f"phase {phase!r}: Expected {name}={value} to be {expected}")
+
+
+def _require_positive(phase: str, name: str, value: float) -> None:
+    _require(phase, name, value, math.isfinite(value) and value > 0, "finite and > 0")

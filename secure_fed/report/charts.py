@@ -1,0 +1,188 @@
+"""The pictures of a run: budget against rounds, AUROC against rounds, and who stayed to the end of a round.
+
+Rounds count from 1 in pictures, from 0 in files. Colours come from the page's style sheet, by class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from secure_fed.report import formats
+from secure_fed.report.budget import Budget, Curve
+from secure_fed.report.run_folder import Step, Summary
+from secure_fed.report.svg import (
+    Frame,
+    axes,
+    document,
+    element,
+    end_labels,
+    frame,
+    polyline,
+    steps,
+)
+
+COLOURS = 6
+"""How many colours the style sheet has: c0 is the first."""
+CHANCE = 0.5
+
+
+def budget_chart(budget: Budget, summary: Summary, last_round: int) -> str | None:
+    """Epsilon spent after each round, a line for each group of sites that spent alike, under the limit."""
+    curves = [curve for curve in budget.curves if all(map(math.isfinite, curve.epsilon))]
+    limit = summary.epsilon_target
+    if not curves:
+        return None
+    highest = max([curve.total for curve in curves] + ([limit] if limit else []))
+    area = frame((0, last_round + 1), (0, highest * 1.08 or 1.0), right=128)
+    parts = axes(area, "round", "ε spent")
+    if limit:
+        y = area.y(limit)
+        parts.append(element("line", class_="limit", x1=area.x.start, x2=area.x.stop, y1=y, y2=y))
+        text = f"limit {formats.limit(limit)}"
+        parts.append(element("text", text, class_="limit-text", x=area.x.start + 6, y=y - 6))
+    labels = []
+    # The largest is drawn last, on top of the others.
+    for index, curve in reversed(list(enumerate(curves))):
+        class_ = f"c{index % COLOURS}"
+        name = _who(curve)
+        title = f"{', '.join(curve.sites)}: ε {formats.epsilon(curve.total)}"
+        parts.append(polyline(_spending(area, curve, last_round), class_, title))
+        labels.append((area.y(curve.total), name, f"ε {formats.epsilon(curve.total)}", class_))
+    parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
+    return document(area.width, area.height, "Privacy budget spent against rounds", parts)
+
+
+def _spending(area: Frame, curve: Curve, last_round: int) -> list[tuple[float, float]]:
+    points = [
+        (0.0, 0.0),
+        *((number + 1.0, value) for number, value in zip(curve.rounds, curve.epsilon, strict=True)),
+    ]
+    if points[-1][0] < last_round + 1:
+        points.append((last_round + 1.0, curve.total))
+    return [(area.x(x), area.y(y)) for x, y in steps(points)]
+
+
+def _who(curve: Curve) -> str:
+    names = formats.ranges(curve.sites)
+    return names if len(names) <= 15 else formats.plural(len(curve.sites), "site")
+
+
+def auroc_chart(rows: Sequence[Step], modalities: Sequence[str]) -> str | None:
+    """Macro AUROC with everything and with each modality missing, phases shaded behind."""
+    lines = auroc_lines(rows, modalities)
+    values = [value for points in lines.values() for _, value in points]
+    if not values:
+        return None
+    low = min(CHANCE, min(values))
+    high = max(values)
+    margin = max(0.02, (high - low) * 0.06)
+    first, last = rows[0].round + 1, rows[-1].round + 1
+    area = frame(
+        (min(1, first), max(last, first + 1)), (low - margin, min(1.0, high + margin)), right=118, top=44
+    )
+    parts = [*_phases(area, rows), *axes(area, "round", "AUROC, macro")]
+    y = area.y(CHANCE)
+    parts.append(element("line", class_="chance", x1=area.x.start, x2=area.x.stop, y1=y, y2=y))
+    parts.append(
+        element("text", "chance", class_="chance-text", x=area.x.stop - 4, y=y - 5, text_anchor="end")
+    )
+    labels = []
+    for index, (name, points) in reversed(list(enumerate(lines.items()))):
+        class_ = f"c{index % COLOURS}" + (" strong" if index == 0 else "")
+        places = [(area.x(number), area.y(value)) for number, value in points]
+        parts.append(polyline(places, class_, f"{name}: {points[-1][1]:.3f} after round {points[-1][0]}"))
+        if len(points) <= 40:
+            parts += [
+                element(
+                    "circle", class_=f"dot {class_}", cx=x, cy=place, r=2.2, title=f"round {n}: {value:.3f}"
+                )
+                for (x, place), (n, value) in zip(places, points, strict=True)
+            ]
+        labels.append((places[-1][1], name, f"{points[-1][1]:.3f}", class_))
+    parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
+    return document(area.width, area.height, "AUROC against rounds", parts)
+
+
+def auroc_lines(rows: Sequence[Step], modalities: Sequence[str]) -> Mapping[str, list[tuple[int, float]]]:
+    """Name of the line -> (round from 1, AUROC) where it was evaluated."""
+    lines = {"all present": [(row.round + 1, row.auroc_macro) for row in rows]}
+    for name in modalities:
+        lines[f"no {name}"] = [(row.round + 1, row.auroc_macro_missing.get(name)) for row in rows]
+    kept = {
+        name: [(number, value) for number, value in points if value is not None and not math.isnan(value)]
+        for name, points in lines.items()
+    }
+    return {name: points for name, points in kept.items() if points}
+
+
+def _phases(area: Frame, rows: Sequence[Step]) -> list[str]:
+    """A band for each stretch of rounds that ran the same phases, named on top where there is room."""
+    parts = []
+    for index, (phases, stretch) in enumerate(groupby(rows, key=lambda row: row.phases)):
+        covered = list(stretch)
+        begin = max(area.x.start, area.x(covered[0].round + 0.5))
+        end = min(area.x.stop, area.x(covered[-1].round + 1.5))
+        name = " + ".join(phases) or "no phase"
+        title = f"{name}: rounds {covered[0].round + 1} to {covered[-1].round + 1}"
+        parts.append(
+            element(
+                "rect",
+                title=title,
+                class_=f"band band{index % 2}",
+                x=begin,
+                y=area.y.stop,
+                width=max(0.0, end - begin),
+                height=area.y.start - area.y.stop,
+            )
+        )
+        if end - begin > 6.4 * len(name):
+            middle = (begin + end) / 2
+            parts.append(
+                element("text", name, class_="band-text", x=middle, y=area.y.stop - 6, text_anchor="middle")
+            )
+    return parts
+
+
+def survivors_chart(rows: Sequence[Step], summary: Summary) -> str | None:
+    """Who began and who finished each round; None where nobody ever dropped out."""
+    if all(row.survivors >= row.participants for row in rows):
+        return None
+    last = rows[-1].round + 1
+    most = max(row.participants for row in rows)
+    area = frame((0, last + 0.5), (0, most * 1.06), width=1100, height=230, right=118)
+    parts = axes(area, "round", "sites", whole=True)
+    width = min(26.0, (area.x.stop - area.x.start) / (last + 0.5) * 0.72)
+    for row in rows:
+        left = area.x(row.round + 1) - width / 2
+        lost = row.participants - row.survivors
+        title = f"round {row.round + 1}: {row.survivors} of {row.participants} survived"
+        for class_, low, high in (("stayed", 0, row.survivors), ("lost", row.survivors, row.participants)):
+            if high > low:
+                top = area.y(high)
+                parts.append(
+                    element(
+                        "rect",
+                        title=title,
+                        class_=class_,
+                        x=left,
+                        y=top,
+                        width=width,
+                        height=area.y(low) - top,
+                    )
+                )
+        if lost and width > 11:
+            y = area.y(row.survivors) + 13
+            parts.append(
+                element(
+                    "text", str(row.survivors), class_="inside", x=left + width / 2, y=y, text_anchor="middle"
+                )
+            )
+    threshold = summary.secagg.threshold
+    if summary.secagg.mode == "on" and threshold:
+        y = area.y(threshold)
+        parts.append(element("line", class_="limit", x1=area.x.start, x2=area.x.stop, y1=y, y2=y))
+        parts.append(element("text", "threshold", class_="limit-text", x=area.x.stop + 8, y=y - 2))
+        parts.append(element("text", f"{threshold} sites", class_="limit-text", x=area.x.stop + 8, y=y + 12))
+    return document(area.width, area.height, "Participants and survivors per round", parts)

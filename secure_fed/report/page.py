@@ -1,0 +1,259 @@
+"""`report.html`: one self-contained file about a run, readable without a network.
+
+Reads files of the run folder only; jinja2 escapes every value.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from secure_fed.errors import DataError
+from secure_fed.identity import fingerprint
+from secure_fed.report import formats, wording
+from secure_fed.report.budget import Budget, read_budget
+from secure_fed.report.charts import auroc_chart, budget_chart, survivors_chart
+from secure_fed.report.contributions import component_rows, contributions_chart
+from secure_fed.report.run_folder import RunFolder, Step, Summary, read_run
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline figure; `share` in [0, 1] draws a bar below it."""
+
+    label: str
+    value: str
+    note: str = ""
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its title and caption."""
+
+    title: str
+    svg: Markup
+    caption: str
+    wide: bool = False
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a finished run folder and return its path; an old one is replaced whole.
+
+    Raises DataError naming a missing or damaged file, LedgerError where a ledger cannot be trusted.
+    """
+    folder = read_run(run)
+    budget = read_budget(folder)
+    return write_whole(run / "report.html", render(folder, budget))
+
+
+def render(run: RunFolder, budget: Budget) -> str:
+    """The page as text."""
+    summary = run.summary
+    return (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            summary=summary,
+            f=formats,
+            style=Markup(_resource("report.css")),  # noqa: S704 - our own file
+            warnings=wording.all_warnings(run, budget),
+            paragraph=wording.paragraph(summary, run.steps),
+            void=wording.void(summary),
+            guarantee=wording.guarantee(summary),
+            odds=wording.odds(summary),
+            assumptions=wording.assumptions(run, budget),
+            tiles=tiles(summary, run.steps),
+            figures=_figures(run, budget),
+            members=_members(run, budget),
+            components=component_rows(run.steps, summary),
+            labels=_labels(summary),
+            budget=budget,
+            masked=_masked(summary, run.steps),
+            config=run.config,
+        )
+    )
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file whole or not at all; raises DataError where the folder refuses it."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+        Path(file.name).chmod(0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror}. Make the run folder writable."
+        ) from error
+    return path
+
+
+def tiles(summary: Summary, rows: Sequence[Step]) -> list[Tile]:
+    """The headline figures, the model's first."""
+    everything = Tile("AUROC, macro", formats.score(summary.auroc_macro), "every modality present")
+    found = [everything]
+    for name, value in summary.auroc_macro_missing.items():
+        found.append(Tile(f"AUROC, no {name}", formats.score(value), f"{name} missing at test"))
+    found.append(_epsilon_tile(summary))
+    least = min(row.survivors for row in rows)
+    began = max(row.participants for row in rows)
+    burned = f", {formats.count(summary.rounds_burned)} burned" if summary.rounds_burned else ""
+    found += [
+        Tile("Sites", formats.count(summary.sites), f"fewest in a round: {formats.count(least)} of {began}"),
+        Tile("Rounds", formats.count(summary.rounds), f"{summary.method}{burned}"),
+        Tile("Wall time", formats.duration(summary.wall_s), f"engine {summary.engine}"),
+    ]
+    return found
+
+
+def _epsilon_tile(summary: Summary) -> Tile:
+    if summary.privacy == "off":
+        return Tile("Largest ε spent", "∞", "privacy is off")
+    spent, target = summary.epsilon_max, summary.epsilon_target
+    note = f"at δ = {formats.small(summary.delta)}"
+    if summary.insecure_reproducible:
+        return Tile("Largest ε charged", formats.epsilon(spent), "void: the noise can be repeated")
+    if spent is None or target is None:
+        return Tile("Largest ε spent", formats.epsilon(spent), note)
+    return Tile(
+        "Largest ε spent", formats.epsilon(spent), f"of {formats.limit(target)} {note}", spent / target
+    )
+
+
+def _figures(run: RunFolder, budget: Budget) -> list[Figure]:
+    summary, rows = run.summary, run.steps
+    last = max([row.round for row in rows] + [curve.rounds[-1] for curve in budget.curves])
+    modalities = list(summary.auroc_macro_missing)
+    drawn = [
+        (
+            "Privacy budget against rounds",
+            budget_chart(budget, summary, last),
+            _budget_caption(budget),
+            False,
+        ),
+        (
+            "AUROC against rounds",
+            auroc_chart(rows, modalities),
+            "On the coordinator's public hold-out, macro over labels: with every modality, and with each "
+            "one taken away from every record. Shaded: the phases that trained.",
+            False,
+        ),
+        (
+            "Who contributed what",
+            contributions_chart(rows, summary),
+            "A number counts the rounds in which the site's update entered the component's sum; a dot "
+            "means that the site does not own it. Red: contributors stayed below the floor, the "
+            "component kept its old value.",
+            True,
+        ),
+        (
+            "Participants and survivors",
+            survivors_chart(rows, summary),
+            "Sites that began each round, and those that stayed to its end.",
+            True,
+        ),
+    ]
+    # Built from numbers and escaped text by our own svg module.
+    return [Figure(title, Markup(svg), caption, wide) for title, svg, caption, wide in drawn if svg]  # noqa: S704
+
+
+def _budget_caption(budget: Budget) -> str:
+    text = (
+        "Recomputed from the sites' ledgers by PLD composition; sites that released the same sequence "
+        "share a line. What is left below the limit was kept for burned or interrupted rounds."
+    )
+    if any(curve.composed < len(curve.rounds) for curve in budget.curves):
+        fewest = min(curve.composed for curve in budget.curves)
+        text += f" Composed at {fewest} rounds or more a line, interpolated between; the ends are exact."
+    if budget.uncharted:
+        text += f" Not drawn: {formats.ranges(budget.uncharted)}; `secure-fed verify` recomputes every site."
+    return text
+
+
+@dataclass(frozen=True)
+class _Member:
+    site: str
+    owns: str
+    declared_n: str
+    noise: str
+    phases: str
+    epsilon: str
+    share: float | None
+    key: str
+    full_key: str
+
+
+def _members(run: RunFolder, budget: Budget) -> list[_Member]:
+    summary, rows = run.summary, []
+    for site, facts in summary.members.items():
+        known = run.roster.members.get(site)
+        key = fingerprint(bytes.fromhex(known.public_key)) if known else ""
+        value = budget.recomputed.get(site, summary.epsilon.get(site))
+        target = summary.epsilon_target
+        rows.append(
+            _Member(
+                site=site,
+                owns=" + ".join(facts.owns),
+                declared_n=formats.count(facts.declared_n),
+                noise=formats.NOTHING if facts.noise_multiplier is None else f"{facts.noise_multiplier:.3f}",
+                phases=", ".join(facts.phases),
+                epsilon=formats.epsilon(value),
+                share=value / target if value is not None and target else None,
+                key=key[:9],
+                full_key=key,
+            )
+        )
+    return rows
+
+
+def _labels(summary: Summary) -> list[tuple[str, float | None]]:
+    """Labels, best AUROC first; those without one last."""
+    return sorted(summary.auroc_per_label.items(), key=lambda item: -1.0 if item[1] is None else -item[1])
+
+
+def _masked(summary: Summary, rows: Sequence[Step]) -> list[tuple[str, str]]:
+    """Facts of the secure aggregation."""
+    facts = summary.secagg
+    up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+    traffic = [("Sent by sites, received by sites", f"{formats.size(up)}, {formats.size(down)}")]
+    if facts.mode == "off":
+        return [("Mode", "off: updates travelled in the clear"), *traffic]
+    dropped = sum(row.participants - row.survivors for row in rows)
+    kept = sum(len(row.kept) for row in rows)
+    smallest = wording.fewest_in_a_sum(rows)
+    given = [
+        ("Mode", "on: double masking, Shamir shares, one self-mask per component"),
+        ("Shamir threshold", formats.plural(facts.threshold, "site") if facts.threshold else None),
+        ("Corrupt sites tolerated (C)", str(facts.corrupt) if facts.corrupt is not None else None),
+        ("Bits of a value in the ring", str(facts.value_bits) if facts.value_bits is not None else None),
+        ("Fewest contributors in an opened sum", str(smallest) if smallest is not None else None),
+        ("Drop-outs over all rounds", formats.count(dropped)),
+        ("Components kept for want of contributors", formats.plural(kept, "time")),
+        ("Rounds burned, charged again", f"{summary.rounds_burned}, {summary.rounds_charged_again}"),
+    ]
+    return [(name, value) for name, value in given if value is not None] + traffic
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("secure_fed.report"),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _resource(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

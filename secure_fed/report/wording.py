@@ -1,0 +1,296 @@
+"""What the numbers say, in sentences: warnings, the summary in plain words, and the guarantee in exact ones.
+
+Page, model card and terminal share these, so that no two outputs of a run can disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from secure_fed.report import formats
+from secure_fed.report.budget import Budget
+from secure_fed.report.run_folder import RunFolder, Step, Summary
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that stands on top of every output. `danger` voids a guarantee, `notice` qualifies one."""
+
+    level: Literal["danger", "notice"]
+    title: str
+    text: str
+
+
+# What a writer's own warning must mention to stand in for the warning given here.
+_PRIVACY_OFF = Notice(
+    "danger",
+    "Privacy is off",
+    "privacy=off: updates were trained without clipping and without noise. This run gives no "
+    "differential privacy; it is for comparison only, on data that may be public.",
+)
+_REPRODUCIBLE = Notice(
+    "danger",
+    "Insecure and reproducible",
+    "insecure_reproducible=true: noise, masks and sampling came from the seed. Whoever knows the seed "
+    "can remove them, so no privacy figure of this run protects anybody.",
+)
+_SECAGG_OFF = Notice(
+    "danger",
+    "Secure aggregation is off",
+    "secagg=off: the coordinator received every site's own update. Only each site's differential "
+    "privacy, where it is on, stands between the coordinator and the records.",
+)
+_NO_LIFETIME = Notice(
+    "notice",
+    "No lifetime claim",
+    "The sites' ledgers count this run folder alone. If the same records are used in another run or "
+    "elsewhere, the epsilons add up and the figures below understate the total.",
+)
+
+
+def standing_warnings(summary: Summary) -> tuple[Notice, ...]:
+    """Warnings that follow from the summary alone, most severe first; the writer's own ones come after."""
+    found = []
+    if summary.privacy == "off":
+        found.append(_PRIVACY_OFF)
+    if summary.insecure_reproducible:
+        found.append(_REPRODUCIBLE)
+    if summary.secagg.mode == "off":
+        found.append(_SECAGG_OFF)
+    found += _overspent(summary)
+    if summary.status != "finished":
+        text = f"The run's status is {summary.status}: the figures are those of an unfinished model."
+        found.append(Notice("danger", "Not finished", text))
+    return (*found, *_written(summary.warnings))
+
+
+def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
+    """`standing_warnings`, and what the run's other files say."""
+    summary = run.summary
+    found = _disagreements(budget)
+    found += [warning for warning in standing_warnings(summary) if warning.level == "danger"]
+    if summary.privacy == "dp" and not all(ledger.lifetime_claim for ledger in budget.ledgers):
+        found.append(_NO_LIFETIME)
+    if summary.rounds_charged_again:
+        text = (
+            f"{formats.plural(summary.rounds_charged_again, 'round')} had to be charged again after an "
+            "interruption. The ledgers and every epsilon below include both charges."
+        )
+        found.append(Notice("notice", "Charged again", text))
+    others = [ledger.site for ledger in budget.ledgers if ledger.other_runs]
+    if others:
+        text = (
+            f"The ledgers of {formats.ranges(others)} also hold charges of other runs. The figures below "
+            "are of this run alone; `secure-fed verify` gives the totals."
+        )
+        found.append(Notice("notice", "Other runs on the same ledger", text))
+    known = {(w.level, w.text) for w in found}
+    found += [w for w in standing_warnings(summary) if (w.level, w.text) not in known]
+    return tuple(found)
+
+
+def _written(texts: Iterable[str]) -> list[Notice]:
+    """The writer's warnings, without those that say what a standing one says at greater length."""
+    markers = ("privacy=off", "insecure_reproducible", "secagg=off", "no lifetime claim", "charged again")
+    return [
+        Notice("notice", "Note", text)
+        for text in dict.fromkeys(texts)
+        if not any(marker in text.lower() for marker in markers)
+    ]
+
+
+def _disagreements(budget: Budget) -> list[Notice]:
+    if not budget.discrepancies:
+        return []
+    site, (stated, found) = max(budget.discrepancies.items(), key=lambda item: item[1][1])
+    text = (
+        f"The ledgers of {formats.ranges(list(budget.discrepancies))} do not give the epsilon that "
+        f"summary.json states: for {site} the summary says {formats.epsilon(stated)}, its ledger "
+        f"{formats.epsilon(found)}. Trust the ledger, and run `secure-fed verify`."
+    )
+    return [Notice("danger", "Ledger and summary disagree", text)]
+
+
+def _overspent(summary: Summary) -> list[Notice]:
+    spent, target = summary.epsilon_max, summary.epsilon_target
+    if summary.privacy == "off" or spent is None or target is None or spent <= target:
+        return []
+    text = (
+        f"A site spent ε = {formats.epsilon(spent)}, above the limit of {formats.limit(target)} that was set."
+    )
+    return [Notice("danger", "Over budget", text)]
+
+
+def paragraph(summary: Summary, rows: Sequence[Step]) -> str:
+    """The run in plain words, every figure from the files."""
+    modalities = list(summary.auroc_macro_missing)
+    sentences = [
+        f"{formats.plural(summary.sites, 'site')} trained one model on {formats.listed(modalities)} in "
+        f"{formats.plural(summary.rounds, 'round')} without showing each other a record."
+    ]
+    missing = formats.listed(
+        [f"{formats.score(value)} without {name}" for name, value in summary.auroc_macro_missing.items()]
+    )
+    sentences.append(
+        f"On a public hold-out of {formats.plural(summary.holdout.records, 'record')} from "
+        f"{formats.plural(summary.holdout.patients, 'patient')} it ranks "
+        f"{formats.plural(len(summary.auroc_per_label), 'label')} with a macro AUROC of "
+        f"{formats.score(summary.auroc_macro)}" + (f", and {missing}." if missing else ".")
+    )
+    sentences.append(_spending(summary))
+    sentences.append(_aggregation(summary, rows))
+    return " ".join(sentences)
+
+
+def _spending(summary: Summary) -> str:
+    if summary.privacy == "off" or summary.epsilon_max is None:
+        return "Privacy was off: nothing bounds what the model reveals about a record."
+    if summary.insecure_reproducible:
+        return (
+            f"The ledgers charge ε = {formats.epsilon(summary.epsilon_max)}, which protects nobody here: the noise "
+            "can be repeated from the seed."
+        )
+    target = f" of {formats.limit(summary.epsilon_target)}" if summary.epsilon_target is not None else ""
+    most = [site for site, value in summary.epsilon.items() if value == summary.epsilon_max]
+    where = f" ({formats.ranges(most)})" if len(most) < len(summary.epsilon) else ", the same at every site"
+    return (
+        f"The most that a site spent is ε = {formats.epsilon(summary.epsilon_max)}{target} at "
+        f"δ = {formats.small(summary.delta)}{where}."
+    )
+
+
+def _aggregation(summary: Summary, rows: Sequence[Step]) -> str:
+    if summary.secagg.mode == "off":
+        return "Secure aggregation was off: the coordinator received each site's update."
+    smallest = fewest_in_a_sum(rows)
+    if smallest is None:
+        return "The coordinator opened no sum."
+    least = min(row.survivors for row in rows)
+    began = max(row.participants for row in rows)
+    lost = (
+        "no site dropped out"
+        if all(row.survivors == row.participants for row in rows)
+        else f"at least {least} of {began} sites stayed to the end of every round"
+    )
+    return f"The coordinator saw only masked sums, each over {smallest} sites or more; {lost}."
+
+
+def fewest_in_a_sum(rows: Iterable[Step]) -> int | None:
+    """Contributors of the smallest component sum that was opened; None where none was."""
+    opened = [
+        len(sites)
+        for row in rows
+        for name, sites in row.contributors.items()
+        if name not in row.kept and sites
+    ]
+    return min(opened, default=None)
+
+
+def void(summary: Summary) -> str | None:
+    """Why the run guarantees nothing, or None where it does."""
+    if summary.privacy == "off" or summary.delta is None:
+        return "This run gives no privacy guarantee: privacy was off."
+    if summary.insecure_reproducible:
+        return "This run gives no privacy guarantee: its noise can be repeated by whoever knows the seed."
+    return None
+
+
+def guarantee(summary: Summary) -> str:
+    """The guarantee as a statement that can be true or false, or why there is none."""
+    if reason := void(summary):
+        return reason
+    neighbours = {
+        "add_or_remove_one": f"adding or removing one {summary.unit}",
+        "replace_one": f"replacing one {summary.unit}",
+    }[summary.relation]
+    return (
+        "For each site s, everything that left s during this run, in all rounds and phases together, is "
+        f"(εₛ, δ)-differentially private with respect to {neighbours} of s, with εₛ from the table of "
+        f"sites and δ = {formats.small(summary.delta)}. The guarantee is local to the site: it holds "
+        "against the coordinator, against the other sites and against everybody who receives the model, "
+        "and needs no trust in the masks."
+    )
+
+
+def odds(summary: Summary) -> str | None:
+    """What the largest epsilon means for one record, without jargon."""
+    value = summary.epsilon_max
+    if value is None or void(summary) or math.isinf(value):
+        return None
+    factor = math.exp(value)
+    written = f"{factor:.2f}" if factor < 10 else formats.count(int(float(f"{factor:.2g}")))
+    return (
+        "In the worst case, an observer who knows everything else can shift the odds that a given "
+        f"{summary.unit} took part by a factor of about {written} (e^ε), except with probability δ. That "
+        "is a bound against the strongest imaginable adversary, not an estimate of what a real attack "
+        "achieves."
+    )
+
+
+def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
+    """What the epsilon stands on, as (topic, statement), in the order of an epsilon report."""
+    summary = run.summary
+    dp = summary.privacy == "dp"
+    rngs = tuple(sorted({ledger.rng for ledger in budget.ledgers if ledger.rng}))
+    source = {(): "a source that the ledgers do not name", ("os",): "the operating system's generator"}.get(
+        rngs, "the run's seed, at least in part: whoever knows it can repeat them"
+    )
+    masked = summary.secagg.mode == "on"
+    unit = (
+        f"One {summary.unit}. A patient with k {summary.unit}s is covered by the same bound only up to "
+        "group privacy, which is much weaker."
+        if summary.unit == "record"
+        else f"One {summary.unit}, with all of their records."
+    )
+    relation = {"add_or_remove_one": "Add or remove one", "replace_one": "Replace one"}[summary.relation]
+    if dp and budget.replace_one is not None:
+        relation += f" (the same ledger under replace-one: ε = {formats.epsilon(budget.replace_one)})"
+    accountant = f"{summary.accountant.upper()} (dp-accounting)"
+    if dp and budget.renyi is not None:
+        accountant += (
+            f"; Rényi accounting of the same ledger, a looser bound: ε = {formats.epsilon(budget.renyi)}"
+        )
+    everything = [
+        ("Unit of privacy", unit),
+        ("Neighbouring data sets", relation + "."),
+        ("Accountant", accountant + "."),
+        (
+            "Sampling",
+            "Poisson: every step draws each record independently. Amplification by sampling is counted; "
+            "none is counted from drop-outs, from the choice of sites, or from the masks.",
+        ),
+        ("Randomness", f"Noise and sampling came from {source}."),
+    ]
+    if not dp:
+        everything = []
+    return [
+        *everything,
+        (
+            "What the coordinator sees",
+            (
+                "The sum of the contributors' updates per component, who took part and who dropped out, "
+                "message sizes and times. Not one site's update."
+                if masked
+                else "Every site's own update, who took part, message sizes and times."
+            ),
+        ),
+        ("What is released", "The model after every round, to the coordinator and to every site."),
+        (
+            "Not charged",
+            "The hold-out is treated as public: its scores are exact and cost nothing. Hyperparameters "
+            "chosen by looking at other runs on the same records are not charged either.",
+        ),
+        (
+            "Public by declaration",
+            "Each site's name, its modalities and its declared number of records N; rates, weights and the "
+            "check on δ stand on N, not on the true count.",
+        ),
+        (
+            "Out of scope",
+            "Timing and memory side channels at a site, malicious updates that spoil the model, and "
+            "what the labels themselves reveal about people outside the data.",
+        ),
+    ]

@@ -1,0 +1,73 @@
+"""Dealing secrets to the members and checking who is to blame when one does not come back.
+
+The dealer signs the hashes of all shares of one holder, so a holder can prove a released share without the
+others, and a wrong secret over correctly signed shares is the dealer's doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from secure_fed.secagg import keys, shamir
+from secure_fed.secagg.encoding import digest, encode
+from secure_fed.secagg.messages import Dealt, ReleasedShares
+from secure_fed.secagg.session import SessionContext
+
+Sign = Callable[[bytes], bytes]
+
+
+def share_hash(kid: bytes, dealer: str, holder: str, name: str, share: bytes) -> bytes:
+    """What stands for a share in the dealer's signature; hides it, since a share has 256 random bits."""
+    return digest("share", [kid, dealer, holder, name, share])
+
+
+def shares_statement(kid: bytes, dealer: str, holder: str, hashes: Mapping[str, bytes]) -> bytes:
+    """What the dealer signs for one holder: secret name -> hash of the share."""
+    return encode("sign/shares", [kid, dealer, holder, hashes])
+
+
+def deal(
+    context: SessionContext, dealer: str, secrets: Mapping[str, bytes], holders: Iterable[str], sign: Sign
+) -> dict[str, Dealt]:
+    """Share the secrets (name -> 32 bytes) among the holders and the dealer: holder -> signed shares."""
+    points = {holder: context.point(holder) for holder in holders}
+    split = {
+        name: shamir.split(secret, context.params.threshold, points.values())
+        for name, secret in secrets.items()
+    }
+    dealt = {}
+    for holder, point in points.items():
+        shares = {name: split[name][point].to_bytes(shamir.SHARE_BYTES, "big") for name in secrets}
+        dealt[holder] = Dealt(shares, sign(_statement(context.kid, dealer, holder, shares, {})))
+    return dealt
+
+
+def release(kid: bytes, dealer: str, holder: str, dealt: Dealt, names: Iterable[str]) -> ReleasedShares:
+    """The holder's shares of the named secrets; the other shares only as hashes."""
+    opened = {name: dealt.shares[name] for name in names}
+    hidden = {
+        name: share_hash(kid, dealer, holder, name, share)
+        for name, share in dealt.shares.items()
+        if name not in opened
+    }
+    return ReleasedShares(opened, hidden, dealt.signature)
+
+
+def is_signed(
+    context: SessionContext,
+    dealer: str,
+    holder: str,
+    shares: Mapping[str, bytes],
+    hidden: Mapping[str, bytes],
+    signature: bytes,
+) -> bool:
+    """Whether the dealer signed these shares and hashes for this holder in this session."""
+    statement = _statement(context.kid, dealer, holder, shares, hidden)
+    return keys.verify(context.public_keys[dealer], signature, statement)
+
+
+def _statement(
+    kid: bytes, dealer: str, holder: str, shares: Mapping[str, bytes], hidden: Mapping[str, bytes]
+) -> bytes:
+    hashes = {name: share_hash(kid, dealer, holder, name, share) for name, share in shares.items()}
+    return shares_statement(kid, dealer, holder, {**hashes, **hidden})

@@ -1,0 +1,109 @@
+"""Calibration finds the least noise and is never above the target."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secure_fed.accounting import Mechanism, MechanismShape, calibrate, epsilon
+from secure_fed.accounting.calibrate import LEAST_NOISE
+from secure_fed.errors import AccountingError
+
+DELTA = 1e-5
+DPSGD = MechanismShape("poisson_gaussian", 0.0625, 800)
+
+
+def _reached(shapes, scale, past=(), relation="add_or_remove_one"):
+    return epsilon([*past, *(shape.at(scale) for shape in shapes)], DELTA, relation=relation)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [DPSGD],
+        [MechanismShape("poisson_gaussian", 0.0625, 640), MechanismShape("poisson_gaussian", 0.2, 64, 2.0)],
+        [DPSGD, MechanismShape("gaussian", 1.0, 1, 8.0)],
+        [MechanismShape("gaussian", 1.0, 1)],
+    ],
+)
+@pytest.mark.parametrize("target", [0.5, 8.0, 60.0])
+@pytest.mark.parametrize("relation", ["add_or_remove_one", "replace_one"])
+def test_target_is_met_from_below_and_closely(shapes, target, relation):
+    scale = calibrate(shapes, target, DELTA, relation=relation)
+    assert target * (1 - 1e-3) <= _reached(shapes, scale, relation=relation) <= target
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0.02, 300.0), st.floats(0.002, 0.5), st.integers(1, 2000))
+def test_target_is_never_passed(target, q, steps):
+    shapes = [MechanismShape("poisson_gaussian", q, steps)]
+    scale = calibrate(shapes, target, DELTA)
+    reached = _reached(shapes, scale)
+    assert reached <= target
+    assert scale == LEAST_NOISE or reached >= target * (1 - 1e-3)
+
+
+def test_inverse_of_the_table_of_the_house():
+    # sigma 1.5 costs 6.3208 (see the composition's table); 1e-3 in epsilon is about 1e-3 in sigma.
+    assert calibrate([DPSGD], 6.3208, DELTA) == pytest.approx(1.5, rel=2e-3)
+
+
+def test_more_budget_needs_less_noise_and_more_steps_need_more():
+    scales = [calibrate([DPSGD], target, DELTA) for target in (1.0, 2.0, 4.0, 8.0)]
+    assert scales == sorted(scales, reverse=True)
+    longer = MechanismShape("poisson_gaussian", 0.0625, 1600)
+    assert calibrate([longer], 8.0, DELTA) > scales[-1]
+
+
+def test_what_was_spent_before_is_counted():
+    past = (Mechanism("poisson_gaussian", 2.0, 0.0625, 800),)
+    scale = calibrate([DPSGD], 8.0, DELTA, past=past)
+    assert scale > calibrate([DPSGD], 8.0, DELTA)
+    assert 8.0 * (1 - 1e-3) <= _reached([DPSGD], scale, past) <= 8.0
+
+
+def test_budget_spent_already_is_named_with_the_way_out():
+    past = (Mechanism("poisson_gaussian", 1.0, 0.0625, 800),)
+    with pytest.raises(
+        AccountingError, match=r"epsilon=8 .* 12\.55 is spent already\. Only a larger epsilon"
+    ):
+        calibrate([DPSGD], 8.0, DELTA, past=past)
+
+
+def test_epsilon_that_no_noise_reaches_is_named_with_the_way_out():
+    with pytest.raises(AccountingError, match=r"epsilon=1e-07 .* fewer rounds or steps"):
+        calibrate([DPSGD], 1e-7, DELTA)
+
+
+@pytest.mark.parametrize("target", [0, -1.0, math.nan, math.inf])
+def test_epsilon_that_is_none_is_named(target):
+    with pytest.raises(AccountingError, match="epsilon="):
+        calibrate([DPSGD], target, DELTA)
+
+
+@pytest.mark.parametrize(
+    ("build", "word"),
+    [
+        (lambda: MechanismShape("poisson_gaussian", 0.1, 0), "steps=0"),
+        (lambda: MechanismShape("poisson_gaussian", 0.1, 1, 0.0), "relative_noise=0"),
+        (lambda: MechanismShape("gaussian", 0.1, 1), "sample_rate=0.1"),
+        (lambda: calibrate([], 8.0, DELTA), "nothing to calibrate"),
+        (lambda: calibrate([DPSGD], 8.0, 1.0), "delta="),
+        (lambda: calibrate([DPSGD], 8.0, DELTA, tolerance=0.0), "tolerance="),
+    ],
+)
+def test_wrong_arguments_are_named(build, word):
+    with pytest.raises(AccountingError, match=word):
+        build()
+
+
+def test_huge_epsilon_gets_the_least_noise():
+    assert calibrate([DPSGD], 1e6, DELTA) == LEAST_NOISE
+
+
+def test_answers_do_not_depend_on_the_order_of_the_past():
+    past = [Mechanism("poisson_gaussian", s, 0.05, 100) for s in (3.0, 4.0)]
+    assert calibrate([DPSGD], 8.0, DELTA, past=past) == calibrate([DPSGD], 8.0, DELTA, past=past[::-1])

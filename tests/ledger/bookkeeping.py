@@ -1,0 +1,149 @@
+"""A small federation's books: ledgers of two phases over a few rounds, a roster and a summary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from secure_fed.accounting import Mechanism, epsilon, merge
+from secure_fed.identity import Roster, SigningKey, canonical_json
+from secure_fed.ledger import Genesis, Ledger, Plan, PlannedPhase, Reserve, Settle
+from secure_fed.ledger.record import NO_PREVIOUS, make_record
+
+N = 400
+DELTA = 1e-5
+FIRST = Mechanism("poisson_gaussian", 1.5, 0.0625, 16)
+SECOND = Mechanism("poisson_gaussian", 2.0, 0.1, 8)
+
+
+def genesis(key, **changes):
+    values = {
+        "public_key": key.public_bytes.hex(),
+        "unit": "record",
+        "relation": "add_or_remove_one",
+        "delta": DELTA,
+        "epsilon_limit": 8.0,
+        "declared_n": N,
+        "lifetime_claim": True,
+    }
+    return Genesis(**{**values, **changes})
+
+
+def plan(rounds=3, **changes):
+    phases = (
+        PlannedPhase(
+            name="encoders",
+            mechanism=FIRST,
+            max_grad_norm=1.0,
+            rounds=rounds,
+            components=("encoder.image", "fusion"),
+        ),
+        PlannedPhase(
+            name="translators",
+            mechanism=SECOND,
+            max_grad_norm=0.5,
+            rounds=rounds,
+            components=("translator.image_to_text",),
+        ),
+    )
+    values = {
+        "run": "run-1",
+        "method": "fin",
+        "phases": phases,
+        "epsilon": 8.0,
+        "delta": DELTA,
+        "accountant": "pld",
+        "versions": {"torch": "2.13.0", "opacus": "1.6.0"},
+        "rng": "os",
+    }
+    return Plan(**{**values, **changes})
+
+
+def reserve(round_, phase="encoders", **changes):
+    first = phase == "encoders"
+    mechanism = changes.pop("mechanism", FIRST if first else SECOND)
+    values = {
+        "run": "run-1",
+        "step": round_,
+        "round": round_,
+        "attempt": 0,
+        "phase": phase,
+        "mechanism": mechanism,
+        "max_grad_norm": 1.0 if first else 0.5,
+        "sampler": "poisson",
+        "expected_batch": mechanism.sample_rate * N,
+        "unit": "record",
+        "declared_n": N,
+        "relation": "add_or_remove_one",
+        "components": ("encoder.image", "fusion") if first else ("translator.image_to_text",),
+        "model_hash": "ab" * 32,
+        "artefact": "update",
+    }
+    return Reserve(**{**values, **changes})
+
+
+def settle(round_, **changes):
+    values = {"run": "run-1", "step": round_, "round": round_, "attempt": 0, "outcome": "masked"}
+    return Settle(**{**values, **changes})
+
+
+def bodies(rounds=2):
+    """Plan, then both phases and the settlement of each round."""
+    result = [plan()]
+    for round_ in range(rounds):
+        result += [reserve(round_), reserve(round_, "translators"), settle(round_)]
+    return result
+
+
+def write(path: Path, site: str, key: SigningKey, items) -> Path:
+    """A ledger with the given bodies behind a genesis record, as the site itself writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = items if isinstance(items[0], Genesis) else [genesis(key), *items]
+    with Ledger.create(path, site, key, first) as ledger:
+        for body in rest:
+            ledger.append(body)
+    return path
+
+
+def forge(path: Path, site: str, key: SigningKey, items, times=None) -> Path:
+    """A ledger whose chain and signatures hold, but which the site's own software would never write so."""
+    prev, lines = NO_PREVIOUS, []
+    for seq, body in enumerate(items):
+        time = times[seq] if times else f"2025-06-01T12:00:{seq:02d}.000000Z"
+        record = make_record(body, seq=seq, time=time, site=site, prev=prev, key=key)
+        prev = record.hash
+        lines.append(record.line() + b"\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def expected_epsilon(rounds=2):
+    return epsilon(merge([FIRST, SECOND] * rounds), DELTA)
+
+
+@dataclass
+class Books:
+    """A run folder with three sites."""
+
+    folder: Path
+    keys: dict[str, SigningKey]
+    roster: Roster
+
+    def ledger(self, site: str) -> Path:
+        return self.folder / "sites" / site / "ledger.jsonl"
+
+    def rewrite(self, site: str, items) -> None:
+        self.ledger(site).unlink()
+        write(self.ledger(site), site, self.keys[site], items)
+
+    def summary(self, **changes) -> None:
+        value = expected_epsilon()
+        summary = {
+            "epsilon": dict.fromkeys(self.keys, value),
+            "epsilon_max": value,
+            "delta": DELTA,
+            "accountant": "pld",
+            "insecure_reproducible": False,
+        }
+        (self.folder / "summary.json").write_bytes(canonical_json({**summary, **changes}))

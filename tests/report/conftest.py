@@ -1,0 +1,255 @@
+"""A small synthetic run folder: ten sites, two phases, one drop-out, real ledgers, and a way to spoil it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secure_fed.accounting import Mechanism, epsilon
+from secure_fed.identity import Member, Roster, SigningKey
+from secure_fed.ledger import Genesis, Ledger, Plan, PlannedPhase, Reserve
+
+RUN = "5f2c9a0b7d1e4c33"
+DELTA = 1e-5
+SIGMA = 1.93
+BOTH = ("image", "text")
+COMPONENTS = {
+    "encoder.image": (17_328, {"image"}),
+    "encoder.text": (33_280, {"text"}),
+    "fusion": (910, set()),
+    "translator.image_to_text": (1056, {"image", "text"}),
+    "translator.text_to_image": (1056, {"image", "text"}),
+}
+
+
+@dataclass
+class Example:
+    """What to write; tests change fields before `write`."""
+
+    rounds: int = 12
+    owns: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            f"site{i:02d}": ("image",) if i <= 5 else ("text",) if i == 6 else BOTH for i in range(1, 11)
+        }
+    )
+    privacy: str = "dp"
+    secagg: str = "on"
+    reproducible: bool = False
+    dropped: dict[int, tuple[str, ...]] = field(
+        default_factory=lambda: {4: ("site03",), 11: ("site07", "site08")}
+    )
+    labels: tuple[str, ...] = ("Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Lung Opacity")
+    changes: dict[str, Any] = field(default_factory=dict)
+    config: str = "name: fin\nmethod:\n  name: fin\nfederation:\n  ownership: \"5:1:4\"\n"
+    keys: dict[str, SigningKey] = field(default_factory=dict)
+
+    def phase(self, step: int) -> str:
+        return "translate" if step >= self.rounds * 5 // 6 else "classify"
+
+    def components(self, step: int) -> list[str]:
+        return [
+            name for name in COMPONENTS if name.startswith("translator") == (self.phase(step) == "translate")
+        ]
+
+    def owners(self, component: str) -> list[str]:
+        return [site for site, owned in self.owns.items() if COMPONENTS[component][1] <= set(owned)]
+
+    def takes_part(self, site: str, step: int) -> bool:
+        return any(site in self.owners(component) for component in self.components(step))
+
+    def mechanism(self) -> Mechanism:
+        return Mechanism("poisson_gaussian", SIGMA, 0.25, 4)
+
+    def steps(self) -> list[dict[str, Any]]:
+        rows = []
+        for step in range(self.rounds):
+            gone = self.dropped.get(step, ())
+            contributors = {
+                name: [s for s in self.owners(name) if s not in gone] for name in self.components(step)
+            }
+            share = (step + 1) / self.rounds
+            rows.append(
+                {
+                    "step": step,
+                    "round": step,
+                    "attempts": 1,
+                    "phases": [self.phase(step)],
+                    "auroc_macro": 0.5 + 0.33 * share**0.5,
+                    "auroc_macro_missing": {
+                        "image": 0.5 + 0.24 * share**0.5,
+                        "text": 0.5 + 0.19 * share**0.7,
+                    },
+                    "participants": len(self.owns),
+                    "survivors": len(self.owns) - len(gone),
+                    "contributors": {n: sites for n, sites in contributors.items() if len(sites) >= 3},
+                    "kept": [n for n, sites in contributors.items() if len(sites) < 3],
+                    "bytes_up": 1_534_000,
+                    "bytes_down": 2_110_000,
+                    "wall_s": 2.31,
+                }
+            )
+        return rows
+
+    def spent(self, site: str) -> float:
+        rounds = sum(self.takes_part(site, step) for step in range(self.rounds))
+        one = self.mechanism()
+        total = Mechanism(one.kind, one.noise_multiplier, one.sample_rate, one.steps * rounds)
+        return epsilon([total], DELTA)
+
+    def summary(self) -> dict[str, Any]:
+        dp = self.privacy == "dp"
+        steps = self.steps()
+        spent = {site: self.spent(site) for site in self.owns} if dp else {}
+        values: dict[str, Any] = {
+            "schema": "secure_fed.summary/1",
+            "run": RUN,
+            "name": "fin",
+            "status": "finished",
+            "method": "fin",
+            "data": "synthetic_cxr",
+            "seed": 0,
+            "auroc_macro": steps[-1]["auroc_macro"],
+            "auroc_macro_missing": steps[-1]["auroc_macro_missing"],
+            "auroc_per_label": {name: 0.91 - 0.06 * i for i, name in enumerate(self.labels)},
+            "labels_left_out": ["Pleural Other"],
+            "holdout": {"records": 1250, "patients": 480},
+            "epsilon": spent,
+            "epsilon_max": max(spent.values()) if dp else None,
+            "epsilon_target": 8.0 if dp else None,
+            "delta": DELTA if dp else None,
+            "accountant": "pld",
+            "privacy": self.privacy,
+            "unit": "record",
+            "relation": "add_or_remove_one",
+            "rounds": self.rounds,
+            "rounds_burned": 0,
+            "rounds_charged_again": 0,
+            "resumed": 0,
+            "sites": len(self.owns),
+            "members": {
+                site: {
+                    "owns": list(owned),
+                    "declared_n": 375,
+                    "noise_multiplier": SIGMA if dp else None,
+                    "phases": ["classify", "translate"] if owned == BOTH else ["classify"],
+                }
+                for site, owned in self.owns.items()
+            },
+            "components": {
+                name: {"parameters": size, "owners": self.owners(name), "floor": 3}
+                for name, (size, _) in COMPONENTS.items()
+            },
+            "engine": "in_process",
+            "wall_s": 74.2,
+            "insecure_reproducible": self.reproducible,
+            "warnings": [],
+            "secagg": {
+                "mode": self.secagg,
+                "threshold": 6,
+                "corrupt": 1,
+                "value_bits": 20,
+                "rounds": [
+                    {
+                        k: row[k]
+                        for k in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")
+                    }
+                    for row in steps
+                ],
+            },
+            "data_notes": {"training records": 3750, "patients": 1440},
+            "versions": {"secure_fed": "0.1.0", "torch": "2.13.0", "dp_accounting": "0.6.0"},
+        }
+        return values | self.changes
+
+    def write(self, run: Path) -> Path:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(self.config, encoding="utf-8")
+        (run / "summary.json").write_text(json.dumps(self.summary(), ensure_ascii=False), encoding="utf-8")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.steps()]
+        (run / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+        self.keys = {site: SigningKey.generate() for site in self.owns}
+        members = {
+            site: Member(public_key=self.keys[site].public_bytes.hex(), owns=owned, declared_n=375)
+            for site, owned in self.owns.items()
+        }
+        Roster.create(members, SigningKey.generate()).save(run / "roster.json")
+        for site in self.owns:
+            self.write_ledger(run / "sites" / site / "ledger.jsonl", site)
+        return run
+
+    def write_ledger(self, path: Path, site: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        key = self.keys[site]
+        genesis = Genesis(
+            public_key=key.public_bytes.hex(),
+            unit="record",
+            relation="add_or_remove_one",
+            delta=DELTA,
+            epsilon_limit=8.0,
+            declared_n=375,
+            lifetime_claim=False,
+        )
+        with Ledger.create(path, site, key, genesis) as ledger:
+            if self.privacy == "dp":
+                ledger.append(self.plan(site))
+            for step in range(self.rounds if self.privacy == "dp" else 0):
+                if self.takes_part(site, step):
+                    ledger.append(self.reserve(site, step))
+
+    def plan(self, site: str) -> Plan:
+        phases = tuple(
+            PlannedPhase(
+                name=self.phase(step),
+                mechanism=self.mechanism(),
+                max_grad_norm=1.0,
+                rounds=self.rounds,
+                components=tuple(c for c in self.components(step) if site in self.owners(c)),
+            )
+            for step in (0, self.rounds - 1)
+            if self.takes_part(site, step)
+        )
+        rng = "insecure_reproducible" if self.reproducible else "os"
+        return Plan(
+            run=RUN,
+            method="fin",
+            phases=phases,
+            epsilon=8.0,
+            delta=DELTA,
+            accountant="pld",
+            versions={"torch": "2.13.0"},
+            rng=rng,
+        )
+
+    def reserve(self, site: str, step: int, run: str = RUN) -> Reserve:
+        return Reserve(
+            run=run,
+            step=step,
+            round=step,
+            attempt=0,
+            phase=self.phase(step),
+            mechanism=self.mechanism(),
+            max_grad_norm=1.0,
+            sampler="poisson",
+            expected_batch=93.75,
+            unit="record",
+            declared_n=375,
+            relation="add_or_remove_one",
+            components=tuple(c for c in self.components(step) if site in self.owners(c)),
+            model_hash="ab" * 32,
+            artefact="update",
+        )
+
+
+@pytest.fixture
+def example() -> Example:
+    return Example()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A finished run that no test changes."""
+    return Example().write(tmp_path_factory.mktemp("finished") / "run")

@@ -1,0 +1,515 @@
+"""What a malicious server, alone or with corrupt members, tries against honest clients, and does not get."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+
+import pytest
+from secagg_federation import MODEL, Federation, make_context, make_federation, random_vectors
+
+from secure_fed.errors import ConfigError, SecAggError
+from secure_fed.secagg import ClientSession, Code, SecAggParams, Stage
+from secure_fed.secagg.messages import (
+    Advertise,
+    Advertisements,
+    Confirm,
+    Confirmations,
+    Release,
+    ReleasedShares,
+    ShareBundle,
+    ShareDelivery,
+    Survivors,
+)
+from secure_fed.secagg.session import MASK_KEY, seed_name, survivors_statement
+
+OTHER_MODEL = hashlib.sha256(b"another model").digest()
+
+
+def refused(code: Code):
+    return pytest.raises(SecAggError, match=f"^{code}")
+
+
+def at(stage: Stage, *args, **kwargs) -> Federation:
+    federation = make_federation(*args, **kwargs)
+    federation.play(until=stage)
+    if stage is Stage.MASK:
+        federation.server.bind_model(MODEL)
+    return federation
+
+
+def survivors_of(federation: Federation) -> Survivors:
+    return Survivors.from_bytes(federation.server.request("site01"))
+
+
+# Keys and advertisements
+
+
+def test_key_substitution_in_an_advertisement_is_refused():
+    federation = at(Stage.SHARE)
+    listed = [Advertise.from_bytes(raw) for raw in federation.server._advertisements.values()]
+    for field in ("cipher_key", "mask_key"):
+        forged = [dataclasses.replace(item) for item in listed]
+        forged[1] = dataclasses.replace(listed[1], **{field: listed[2].cipher_key})
+        message = Advertisements(tuple(item.to_bytes() for item in forged)).to_bytes()
+        with refused(Code.BAD_SIGNATURE):
+            federation.answer("site01", Stage.SHARE, message)
+
+
+def test_substitution_of_the_clients_own_key_is_refused_even_when_validly_signed():
+    federation = at(Stage.SHARE)
+    again = ClientSession(federation.context, "site01", federation.signers["site01"]).advertise()
+    raw = {**federation.server._advertisements, "site01": again}
+    with refused(Code.OWN_KEY_CHANGED):
+        federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
+
+
+def test_advertisement_of_a_stranger_is_refused():
+    federation, larger = at(Stage.SHARE, 4), make_federation(5)
+    stranger = ClientSession(larger.context, "site05", larger.signers["site05"]).advertise()
+    raw = (*federation.server._advertisements.values(), stranger)
+    with refused(Code.UNKNOWN_MEMBER):
+        federation.answer("site01", Stage.SHARE, Advertisements(raw).to_bytes())
+
+
+def test_duplicated_member_cannot_fill_up_a_cohort():
+    federation = at(Stage.SHARE)
+    raw = list(federation.server._advertisements.values())
+    with refused(Code.DUPLICATE_MEMBER):
+        federation.answer("site01", Stage.SHARE, Advertisements((raw[0], raw[1], raw[1])).to_bytes())
+
+
+def test_advertisement_replayed_from_another_round_run_or_attempt_is_refused():
+    federation = at(Stage.SHARE)
+    for other in ({"round_": 2}, {"run": "other"}, {"attempt": 1}):
+        replayed = at(Stage.SHARE, **other).server._advertisements["site02"]
+        raw = {**federation.server._advertisements, "site02": replayed}
+        with refused(Code.WRONG_SESSION):
+            federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
+
+
+def test_public_key_of_low_order_is_refused_by_client_and_server():
+    federation = make_federation()
+    honest = Advertise.from_bytes(federation.answer("site02", Stage.ADVERTISE, b""))
+    draft = dataclasses.replace(honest, mask_key=bytes(32))
+    weak = dataclasses.replace(draft, signature=federation.signers["site02"](draft.statement()))
+    with refused(Code.BAD_KEY):
+        federation.context.check_advertisement(weak)
+    assert not federation.server.receive("site02", weak.to_bytes())
+    assert federation.server.faults["site02"] == Code.BAD_KEY
+
+
+def test_too_small_a_cohort_gets_no_shares():
+    federation = at(Stage.SHARE, min_cohort=5)
+    raw = tuple(federation.server._advertisements.values())[:4]
+    with refused(Code.COHORT_TOO_SMALL):
+        federation.answer("site01", Stage.SHARE, Advertisements(raw).to_bytes())
+
+
+# Sealed shares
+
+
+def test_sealed_share_that_was_changed_swapped_or_replayed_ends_the_clients_session():
+    federation = at(Stage.MASK)
+    sealed = dict(ShareDelivery.from_bytes(federation.server.request("site01")).sealed)
+    replayed = at(Stage.MASK)  # the same session parameters, other ephemeral keys
+    flipped = sealed["site02"][:-1] + bytes([sealed["site02"][-1] ^ 1])
+    attacks = {
+        "changed": {**sealed, "site02": flipped},
+        "swapped": {**sealed, "site02": sealed["site03"], "site03": sealed["site02"]},
+        "replayed": {**sealed, "site02": replayed.server._sealed["site02"]["site01"]},
+        "of another holder": {**sealed, "site02": federation.server._sealed["site02"]["site03"]},
+        "cut off": {**sealed, "site02": b""},
+    }
+    for attack in attacks.values():
+        with refused(Code.SHARE_UNREADABLE):
+            federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, attack).to_bytes())
+
+
+def test_shares_under_another_set_of_advertisements_do_not_open():
+    """A member that advertises one key to some and another to others splits U1, and the split is noticed."""
+    federation = at(Stage.SHARE)
+    raw = dict(federation.server._advertisements)
+    second = ClientSession(federation.context, "site05", federation.signers["site05"]).advertise()
+    bundle = federation.answer(
+        "site02", Stage.SHARE, Advertisements((*list(raw.values())[:4], second)).to_bytes()
+    )
+    federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
+    sealed = {"site02": ShareBundle.from_bytes(bundle).sealed["site01"]}
+    for name in ("site03", "site04"):
+        other = federation.answer(name, Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
+        sealed[name] = ShareBundle.from_bytes(other).sealed["site01"]
+    with refused(Code.SHARE_UNREADABLE):
+        federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, sealed).to_bytes())
+
+
+def test_too_few_sharers_get_no_masked_vector():
+    federation = at(Stage.MASK)
+    sealed = dict(ShareDelivery.from_bytes(federation.server.request("site01")).sealed)
+    del sealed["site02"], sealed["site03"], sealed["site04"]
+    with refused(Code.COHORT_TOO_SMALL):
+        federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, sealed).to_bytes())
+
+
+# The model
+
+
+def test_client_with_another_model_is_left_out_and_the_sum_stays_right():
+    federation = make_federation(5)
+    federation.models = {"site03": OTHER_MODEL}
+    federation.play()
+    assert federation.server.faults == {"site03": Code.WRONG_SESSION}
+    opened = federation.server.sums()["fusion"]
+    assert "site03" not in opened.contributors
+    assert (opened.values == federation.plain_sum("fusion", opened.contributors)).all()
+
+
+def test_server_that_gives_other_models_to_other_clients_gets_no_release():
+    """Three clients train on one model and two on another: neither group reaches t over its session id."""
+    federation = at(Stage.MASK, 6, 1)  # t = 4
+    groups = {MODEL: ("site01", "site02", "site03"), OTHER_MODEL: ("site04", "site05", "site06")}
+    sids = {
+        model: federation.context.sid(federation.server._u1_hash, federation.server._u2, model)
+        for model in groups
+    }
+    federation.models = {name: model for model, names in groups.items() for name in names}
+    everyone = federation.context.members
+    for name in everyone:
+        federation.answer(name, Stage.MASK, federation.server.request(name))
+    for model, names in groups.items():
+        with refused(Code.WRONG_SESSION):
+            other = next(sid for key, sid in sids.items() if key != model)
+            federation.answer(names[0], Stage.CONFIRM, Survivors(other, everyone).to_bytes())
+        signatures = {
+            name: Confirm.from_bytes(
+                federation.answer(name, Stage.CONFIRM, Survivors(sids[model], everyone).to_bytes())
+            ).signature
+            for name in names
+        }
+        with refused(Code.TOO_FEW_SIGNATURES):
+            federation.answer(names[0], Stage.UNMASK, Confirmations(sids[model], signatures).to_bytes())
+
+
+# Survivors
+
+
+def test_single_survivor_is_refused():
+    federation = at(Stage.CONFIRM)
+    alone = Survivors(survivors_of(federation).sid, ("site01",))
+    with refused(Code.COHORT_TOO_SMALL):
+        federation.answer("site01", Stage.CONFIRM, alone.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("survivors", "code"),
+    [
+        (("site02", "site03", "site04", "site05"), Code.NOT_A_SURVIVOR),
+        (("site01", "site02", "site03", "site04", "site99"), Code.SURVIVOR_UNKNOWN),
+        (("site01", "site01", "site02", "site02"), Code.DUPLICATE_MEMBER),
+        (("site01", "site03", "site02", "site04"), Code.MALFORMED_MESSAGE),
+        (("site01", "site02"), Code.COHORT_TOO_SMALL),
+    ],
+)
+def test_survivor_list_that_is_not_what_it_should_be_is_not_signed(survivors, code):
+    federation = at(Stage.CONFIRM)
+    message = Survivors(survivors_of(federation).sid, survivors).to_bytes()
+    with refused(code):
+        federation.answer("site01", Stage.CONFIRM, message)
+
+
+def test_survivor_that_never_shared_is_refused():
+    federation = make_federation(5)
+    federation.play(until=Stage.CONFIRM, drops={Stage.SHARE: {"site05"}})
+    with refused(Code.SURVIVOR_UNKNOWN):
+        message = Survivors(survivors_of(federation).sid, federation.context.members)
+        federation.answer("site01", Stage.CONFIRM, message.to_bytes())
+
+
+def split_lists(federation: Federation, corrupt: set[str], alive: set[str]) -> list[dict[str, bytes]]:
+    """The server tells the honest members in `alive` that site01 survived, and the others that it did not.
+
+    Corrupt members sign both lists. Gives the signatures over either list.
+    """
+    sid, everyone = survivors_of(federation).sid, federation.context.members
+    lists = (everyone, everyone[1:])
+    signatures: list[dict[str, bytes]] = [{}, {}]
+    for name in everyone:
+        if name in corrupt:
+            for side, listed in enumerate(lists):
+                signatures[side][name] = federation.signers[name](survivors_statement(sid, listed))
+            continue
+        side = 0 if name in alive else 1
+        reply = federation.answer(name, Stage.CONFIRM, Survivors(sid, lists[side]).to_bytes())
+        signatures[side][name] = Confirm.from_bytes(reply).signature
+    return signatures
+
+
+def secrets_of_the_victim(federation: Federation, corrupt: set[str], alive: set[str]) -> set[str]:
+    """Play the split to the end: the kinds of shares of site01 that honest members release."""
+    sid = survivors_of(federation).sid
+    released: set[str] = set()
+    for signatures in split_lists(federation, corrupt, alive):
+        message = Confirmations(sid, signatures).to_bytes()
+        for name in set(federation.context.members) - corrupt:
+            with contextlib.suppress(SecAggError):
+                reply = federation.answer(name, Stage.UNMASK, message)
+                raw = Release.from_bytes(reply).released["site01"]
+                released |= set(ReleasedShares.from_bytes(raw).shares)
+    return released
+
+
+@pytest.mark.parametrize(("members", "corrupt"), [(3, 0), (4, 0), (5, 1), (6, 2), (7, 2), (8, 3)])
+def test_server_that_lists_a_client_as_dead_and_alive_never_gets_both_of_its_secrets(members, corrupt):
+    """However the honest are split, with the corrupt signing both lists, at most one list wins."""
+    for told_alive in range(1, members - corrupt + 1):
+        federation = at(Stage.CONFIRM, members, corrupt)
+        everyone = federation.context.members
+        colluding, alive = set(everyone[members - corrupt :]), set(everyone[:told_alive])
+        released = secrets_of_the_victim(federation, colluding, alive)
+        assert released in (set(), {MASK_KEY}, {seed_name("fusion")})
+
+
+def test_same_attack_succeeds_against_a_naive_threshold_that_cannot_be_configured():
+    naive = make_federation(6, 0)
+    object.__setattr__(naive.context.params, "threshold", 3)  # past the check that refuses it
+    naive = Federation(dataclasses.replace(naive.context), naive.vectors)
+    naive.play(until=Stage.CONFIRM)
+    alive = set(naive.context.members[:3])
+    assert secrets_of_the_victim(naive, set(), alive) == {MASK_KEY, seed_name("fusion")}
+    with pytest.raises(ConfigError, match="use at least 4"):
+        dataclasses.replace(naive.context.params, threshold=3)
+
+
+def test_threshold_of_one_is_refused():
+    with pytest.raises(ConfigError, match="threshold=1 allows two survivor lists"):
+        SecAggParams(members=5, threshold=1, max_corrupt=0, min_cohort=1, value_bits=16, clip=1.0)
+
+
+def test_client_signs_one_survivor_list_only():
+    federation = at(Stage.CONFIRM)
+    listed = survivors_of(federation)
+    federation.answer("site01", Stage.CONFIRM, listed.to_bytes())
+    with refused(Code.WRONG_STAGE):
+        smaller = dataclasses.replace(listed, survivors=listed.survivors[:4])
+        federation.answer("site01", Stage.CONFIRM, smaller.to_bytes())
+
+
+# Release
+
+
+def test_forged_stranger_and_replayed_confirmations_release_nothing():
+    federation = at(Stage.UNMASK)
+    good = Confirmations.from_bytes(federation.server.request("site01"))
+    replayed = Confirmations.from_bytes(at(Stage.UNMASK, round_=2).server.request("site01"))
+    attacks = [
+        (dict(list(good.signatures.items())[:2]), Code.TOO_FEW_SIGNATURES),
+        ({**good.signatures, "site02": good.signatures["site03"]}, Code.BAD_SIGNATURE),
+        ({**good.signatures, "site99": good.signatures["site03"]}, Code.SURVIVOR_UNKNOWN),
+        (replayed.signatures, Code.BAD_SIGNATURE),
+        ({}, Code.TOO_FEW_SIGNATURES),
+    ]
+    for signatures, code in attacks:
+        with refused(code):
+            federation.answer("site01", Stage.UNMASK, Confirmations(good.sid, signatures).to_bytes())
+    with refused(Code.WRONG_SESSION):
+        federation.answer("site01", Stage.UNMASK, replayed.to_bytes())
+
+
+def test_shares_are_released_once():
+    federation = at(Stage.UNMASK)
+    request = federation.server.request("site01")
+    federation.answer("site01", Stage.UNMASK, request)
+    with refused(Code.WRONG_STAGE):
+        federation.answer("site01", Stage.UNMASK, request)
+
+
+def test_failed_check_ends_the_session_and_erases_its_secrets():
+    federation = at(Stage.UNMASK)
+    session = federation.client("site01")
+    good = federation.server.request("site01")
+    sid = Confirmations.from_bytes(good).sid
+    with refused(Code.TOO_FEW_SIGNATURES):
+        session.unmask(Confirmations(sid, {}).to_bytes())
+    assert session.stage is Stage.FAILED
+    assert not session._state.held
+    with refused(Code.WRONG_STAGE):
+        session.unmask(good)
+
+
+# Lying members
+
+
+def resigned_masked(federation: Federation, name: str, count: int) -> bytes:
+    """A corrupt member's masked vector whose contributor count is off, under its own valid signature."""
+    session = federation.client(name)
+    honest = session._masked_slice
+
+    def dishonest(spec, values, agreed):
+        content = bytearray(honest(spec, values, agreed))
+        last = (int.from_bytes(content[-4:], "little") + count - 1) % 2**32
+        return bytes(content[:-4]) + last.to_bytes(4, "little")
+
+    session._masked_slice = dishonest
+    reply = session.mask(federation.server.request(name), federation.vectors[name], MODEL)
+    federation.stored[name] = session.to_bytes()
+    return reply
+
+
+def test_member_that_counts_itself_twice_is_noticed():
+    federation = at(Stage.MASK)
+    federation.server.receive("site01", resigned_masked(federation, "site01", count=2))
+    federation.collect(absent={"site01"})
+    federation.server.advance()
+    federation.play(until=Stage.UNMASK)
+    federation.collect()
+    with refused(Code.CONTRIBUTOR_MISMATCH):
+        federation.server.advance()
+    assert federation.server.released
+
+
+def deal_badly(federation: Federation, dealer: str, sign_it: bool) -> None:
+    """The dealer's session hands out shares of secrets other than those it advertised."""
+    session = federation.client(dealer)
+    if sign_it:
+        session._state.seeds = {name: bytes(32) for name in session._state.seeds}
+    else:
+        session._sign = lambda message: bytes(64)
+    reply = session.share(federation.server.request(dealer))
+    federation.stored[dealer] = session.to_bytes()
+    federation.server.receive(dealer, reply)
+    federation.collect(absent={dealer})
+    federation.server.advance()
+
+
+def test_dealer_of_a_wrong_secret_is_named():
+    federation = at(Stage.SHARE)
+    deal_badly(federation, "site03", sign_it=True)
+    federation.play(until=Stage.UNMASK)
+    federation.collect()
+    with refused(Code.WRONG_SECRET):
+        federation.server.advance()
+    assert federation.server.faults == {"site03": Code.WRONG_SECRET}
+    assert federation.server.released
+
+
+def test_share_without_its_dealers_signature_is_refused_when_it_arrives():
+    federation = at(Stage.SHARE)
+    deal_badly(federation, "site03", sign_it=False)
+    federation.server.bind_model(MODEL)
+    with refused(Code.SHARE_FORGED):
+        federation.answer("site01", Stage.MASK, federation.server.request("site01"))
+
+
+def forge_release(data: bytes) -> bytes:
+    release = Release.from_bytes(data)
+    forged = {}
+    for dealer, raw in release.released.items():
+        item = ReleasedShares.from_bytes(raw)
+        forged[dealer] = dataclasses.replace(item, shares=dict.fromkeys(item.shares, bytes(33))).to_bytes()
+    return dataclasses.replace(release, released=forged).to_bytes()
+
+
+def test_releaser_of_a_forged_share_is_named_and_the_sum_is_right_without_it():
+    federation = at(Stage.UNMASK)
+    federation.collect(tamper=lambda name, data: forge_release(data) if name == "site01" else data)
+    federation.server.advance()
+    assert federation.server.faults == {"site01": Code.SHARE_FORGED}
+    opened = federation.server.sums()["fusion"]
+    assert (opened.values == federation.plain_sum("fusion", opened.contributors)).all()
+
+
+def test_too_many_forged_shares_burn_the_round():
+    federation = at(Stage.UNMASK)
+    liars = {"site01", "site02", "site03"}
+    federation.collect(tamper=lambda name, data: forge_release(data) if name in liars else data)
+    with refused(Code.BELOW_THRESHOLD):
+        federation.server.advance()
+    assert liars <= set(federation.server.faults)
+    assert federation.server.released
+
+
+def test_release_with_more_or_fewer_shares_than_planned_is_not_taken():
+    federation = at(Stage.UNMASK)
+    request = federation.server.request("site01")
+    release = Release.from_bytes(federation.answer("site01", Stage.UNMASK, request))
+    fewer = dict(release.released)
+    fewer.popitem()
+    assert not federation.server.receive("site01", dataclasses.replace(release, released=fewer).to_bytes())
+    assert federation.server.faults["site01"] == Code.WRONG_SHARES
+
+
+def test_release_of_a_share_that_should_stay_hidden_is_not_taken():
+    federation = at(Stage.UNMASK)
+    release = Release.from_bytes(
+        federation.answer("site01", Stage.UNMASK, federation.server.request("site01"))
+    )
+    item = ReleasedShares.from_bytes(release.released["site02"])
+    more = dataclasses.replace(item, shares={**item.shares, MASK_KEY: bytes(33)}).to_bytes()
+    forged = dataclasses.replace(release, released={**release.released, "site02": more})
+    assert not federation.server.receive("site01", forged.to_bytes())
+    assert federation.server.faults["site01"] == Code.WRONG_SHARES
+
+
+def test_bundle_that_leaves_a_holder_out_is_not_taken():
+    federation = at(Stage.SHARE)
+    bundle = ShareBundle.from_bytes(
+        federation.answer("site01", Stage.SHARE, federation.server.request("site01"))
+    )
+    fewer = {name: sealed for name, sealed in bundle.sealed.items() if name != "site02"}
+    assert not federation.server.receive("site01", dataclasses.replace(bundle, sealed=fewer).to_bytes())
+    assert federation.server.faults["site01"] == Code.WRONG_SHARES
+
+
+def test_confirmation_of_another_list_is_not_counted_or_passed_on():
+    federation = at(Stage.CONFIRM)
+    listed = survivors_of(federation)
+    statement = survivors_statement(listed.sid, listed.survivors[:4])
+    wrong = Confirm("site01", listed.sid, federation.signers["site01"](statement))
+    assert not federation.server.receive("site01", wrong.to_bytes())
+    assert federation.server.faults["site01"] == Code.BAD_SIGNATURE
+    federation.collect(absent={"site01"})
+    federation.server.advance()
+    passed_on = Confirmations.from_bytes(federation.server.request("site02")).signatures
+    assert set(passed_on) == {"site02", "site03", "site04", "site05"}
+
+
+def test_message_in_the_name_of_another_is_not_taken():
+    for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK):
+        federation = at(stage)
+        reply = federation.answer("site02", stage, federation.server.request("site02"))
+        assert not federation.server.receive("site01", reply)
+        assert federation.server.receive("site02", reply)
+
+
+def test_members_shares_of_a_survivor_never_include_its_masking_key():
+    federation = make_federation(5)
+    federation.play(until=Stage.UNMASK, drops={Stage.MASK: {"site05"}})
+    for name in federation.server.participants:
+        reply = Release.from_bytes(federation.answer(name, Stage.UNMASK, federation.server.request(name)))
+        for dealer, raw in reply.released.items():
+            names = set(ReleasedShares.from_bytes(raw).shares)
+            assert names == ({MASK_KEY} if dealer == "site05" else {seed_name("fusion")})
+
+
+def test_masked_vector_that_comes_late_stays_masked():
+    """A server that keeps a vector back and declares its sender dead learns its masking key only."""
+    federation = at(Stage.MASK)
+    late = federation.answer("site05", Stage.MASK, federation.server.request("site05"))
+    federation.collect(absent={"site05"})
+    federation.server.advance()
+    assert not federation.server.receive("site05", late)
+    federation.play()
+    released = [item["site05"] for item in federation.server._shares.values()]
+    assert released
+    assert all(set(item.shares) == {MASK_KEY} for item in released)
+
+
+def test_same_vector_in_two_sessions_gives_unrelated_masked_vectors():
+    context = make_context(4)
+    vectors = random_vectors(context, 1)
+    runs = [Federation(make_context(4, round_=number), vectors) for number in (1, 2)]
+    for federation in runs:
+        federation.play(until=Stage.CONFIRM)
+    first, second = ({n: d for s, n, d in f.received if s is Stage.MASK} for f in runs)
+    assert all(first[name] != second[name] for name in context.members)
