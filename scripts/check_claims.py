@@ -15,7 +15,7 @@ from pathlib import Path
 
 _CLAIM = re.compile(r"^\s*\|\s*`?(?P<id>[A-Z]+-\d+)`?\s*\|(?P<rest>.*)$")
 # Looks like a claim's row, though its id is not one: T1, T-1a, t-01.
-_MALFORMED = re.compile(r"^\s*\|\s*`?(?P<id>[A-Za-z]{1,3}-?\d+\w*)`?\s*\|")
+_MALFORMED = re.compile(r"^\s*\|\s*`?(?P<id>[Tt]-?\d+\w*)`?\s*\|")
 # A parametrised name ends in [values]; a class stands between file and function.
 _TEST = re.compile(r"tests/[\w./-]+\.py(?:::\w+)+")
 _BENCHMARK = re.compile(r"(?<![\w/.-])benchmarks/[\w./-]+\.py")

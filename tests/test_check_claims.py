@@ -75,9 +75,7 @@ def test_an_id_used_twice_is_named_with_both_lines(repository):
 
 
 def test_a_claim_without_a_test_is_named(repository):
-    complaints = refused(
-        repository, "| T-07 | trust us | |", "| T-08 | only a file | tests/secagg/test_mask.py |"
-    )
+    complaints = refused(repository, "| T-07 | trust us | |", "| T-08 | only a file | tests/secagg/test_mask.py |")
     assert "T-07 names no test" in complaints
     assert "T-08 names no test" in complaints
 
@@ -107,9 +105,7 @@ def test_a_test_that_does_not_exist_is_named_with_its_line(repository, test, com
 
 
 def test_readme_and_docs_are_checked_for_tests_and_benchmarks(repository):
-    (repository / "README.md").write_text(
-        "See benchmarks/gone.py and ./tests/secagg/test_mask.py::test_gone.\n"
-    )
+    (repository / "README.md").write_text("See benchmarks/gone.py and ./tests/secagg/test_mask.py::test_gone.\n")
     (repository / "docs" / "deep" / "a.md").write_text("\n`benchmarks/also_gone.py`\n")
     complaints = refused(repository, "| T-01 | x | tests/secagg/test_mask.py::test_table |")
     assert "README.md:1: benchmarks/gone.py" in complaints

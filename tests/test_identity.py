@@ -41,9 +41,7 @@ def test_canonical_json_does_not_depend_on_insertion_order_and_holds_no_spaces()
     assert canonical_json({"a": "é", "b": (1, 2.5)}) == canonical_json({"b": [1, 2.5], "a": "é"})
 
 
-@pytest.mark.parametrize(
-    "value", [math.nan, math.inf, {"a": [-math.inf]}, {1: 2}, {"a": b"x"}, "\ud800", {1}]
-)
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}, {1: 2}, {"a": b"x"}, "\ud800", {1}])
 def test_canonical_json_refuses_what_has_no_single_encoding(value):
     with pytest.raises(ConfigError):
         canonical_json(value)
@@ -54,14 +52,10 @@ def test_signature_of_one_domain_is_none_in_another():
     signature = key.sign(domain_separated("ledger/1", b"x"))
     assert verify_signature(key.public_bytes, domain_separated("ledger/1", b"x"), signature)
     assert not verify_signature(key.public_bytes, domain_separated("roster/1", b"x"), signature)
-    assert not verify_signature(
-        SigningKey.generate().public_bytes, domain_separated("ledger/1", b"x"), signature
-    )
+    assert not verify_signature(SigningKey.generate().public_bytes, domain_separated("ledger/1", b"x"), signature)
 
 
-@pytest.mark.parametrize(
-    ("public", "signature"), [(b"", b""), (b"\0" * 31, b"\0" * 64), (b"\xff" * 32, b"\0")]
-)
+@pytest.mark.parametrize(("public", "signature"), [(b"", b""), (b"\0" * 31, b"\0" * 64), (b"\xff" * 32, b"\0")])
 def test_malformed_key_or_signature_is_false_and_no_crash(public, signature):
     assert verify_signature(public, b"message", signature) is False
 
@@ -69,6 +63,7 @@ def test_malformed_key_or_signature_is_false_and_no_crash(public, signature):
 def test_key_is_saved_for_its_owner_only_and_read_back(tmp_path):
     key = SigningKey.generate()
     path = tmp_path / "private" / "signing.pem"
+    path.parent.mkdir(mode=0o755)
     key.save(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

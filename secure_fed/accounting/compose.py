@@ -54,9 +54,7 @@ def epsilon(
         return pld_epsilons(merged, (delta,), relation, FINE_GRID)[0]
     if accountant == "rdp":
         return rdp.epsilon(merged, delta, relation)
-    raise AccountingError(
-        f"accountant={accountant!r} is not offered: use 'pld' (reported) or 'rdp' (sanity bound)."
-    )
+    raise AccountingError(f"accountant={accountant!r} is not offered: use 'pld' (reported) or 'rdp' (sanity bound).")
 
 
 def epsilon_curve(

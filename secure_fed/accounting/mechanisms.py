@@ -38,9 +38,7 @@ def check_kind(kind: str, sample_rate: float) -> None:
 def check_steps(steps: int) -> None:
     """Refuse a number of steps that is not a whole number of at least 1."""
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise AccountingError(
-            f"steps={steps!r} is not a whole number >= 1: a phase without steps has no mechanism."
-        )
+        raise AccountingError(f"steps={steps!r} is not a whole number >= 1: a phase without steps has no mechanism.")
 
 
 def _is_number(value: object) -> bool:

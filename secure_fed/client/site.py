@@ -34,6 +34,11 @@ from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
 from secure_fed.secagg import ClientSession, KeyStream, SessionContext, quantise, system_dither
 
 SILENT = "silent"
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (BudgetExhausted, "budget_exhausted"),
+    (PolicyRefusal, "refused_by_policy"),
+    (SecureFedError, "refused"),
+)
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 
@@ -56,22 +61,12 @@ class SiteClient:
         """Answer one message. Whatever goes wrong, the answer is a fixed code and no other word."""
         try:
             return self._dispatch(action, parcel)
-        except SecAggError as error:
-            code = error.code
-        except BudgetExhausted:
-            code = "budget_exhausted"
-        except PolicyRefusal:
-            code = "refused_by_policy"
-        except SecureFedError:
-            code = "refused"
-        except Exception:  # noqa: BLE001 - fail closed: an exception's text could name a patient
-            code = "internal_error"
-        self.home.log(f"{action}: {code}\n{traceback.format_exc()}")
-        return Parcel(code=code)
+        except Exception as error:  # noqa: BLE001 - fail closed: an exception's text could name a patient
+            code = _code_of(error)
+            self.home.log(f"{action}: {code}\n{''.join(traceback.format_exception(error))}")
+            return Parcel(code=code)
 
     def _dispatch(self, action: str, parcel: Parcel) -> Parcel:
-        if action == "hello":
-            return Parcel(body=self.site.name.encode())
         header = Header.from_bytes(parcel.header)
         if is_silent(self.config, self.site.name, header, action):
             return Parcel(code=SILENT)
@@ -134,16 +129,17 @@ class SiteClient:
         answer = self._continue(header, release)
         self.home.drop("pending")
         self.home.drop("session")
-        with self._ledger() as ledger:
-            ledger.append(
-                Settle(
-                    run=header.run,
-                    step=header.step,
-                    round=header.round,
-                    attempt=header.attempt,
-                    outcome="released",
+        if self.federation.phases_of(self.site, header.step):
+            with self._ledger() as ledger:
+                ledger.append(
+                    Settle(
+                        run=header.run,
+                        step=header.step,
+                        round=header.round,
+                        attempt=header.attempt,
+                        outcome="released",
+                    )
                 )
-            )
         return answer
 
     def _plain(self, header: Header, parcel: Parcel) -> Parcel:
@@ -205,8 +201,6 @@ class SiteClient:
     def _ledger(self) -> Ledger:
         """The ledger, begun where there is none yet."""
         key = self.home.signing_key()
-        if self.home.ledger_path.exists():
-            return Ledger.open(self.home.ledger_path, self.site.name, key)
         genesis = Genesis(
             public_key=key.public_bytes.hex(),
             unit=self.policy.unit,
@@ -216,7 +210,7 @@ class SiteClient:
             declared_n=self.policy.declared_n,
             lifetime_claim=self.policy.lifetime_claim,
         )
-        return Ledger.create(self.home.ledger_path, self.site.name, key, genesis)
+        return Ledger.open_or_create(self.home.ledger_path, self.site.name, key, genesis)
 
     def _dither(self, header: Header) -> Callable[[npt.NDArray[np.uint32]], None]:
         if not self.config.insecure_reproducible:
@@ -231,3 +225,10 @@ class SiteClient:
     @cached_property
     def _noise(self) -> NoiseSource:
         return ReproducibleNoise(self.config.seed) if self.config.insecure_reproducible else OsNoise()
+
+
+def _code_of(error: Exception) -> str:
+    """The fixed code that an error becomes on the wire."""
+    if isinstance(error, SecAggError):
+        return error.code
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "internal_error")

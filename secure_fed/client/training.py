@@ -24,8 +24,11 @@ from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.dpsgd import dp_sgd, plain_sgd
 from secure_fed.privacy.noise import NoiseSource
 from secure_fed.privacy.plan import GaussianPlan, SamplingPlan, StatisticPlan, TrainingOptions
+from secure_fed.privacy.preflight import preflight
 from secure_fed.privacy.statistics import clipped_sum, noisy_sum
 from secure_fed.versions import versions
+
+_PREFLIGHT_SEED = 2012
 
 Update = dict[str, npt.NDArray[np.float32]]
 
@@ -65,7 +68,7 @@ class LocalTraining:
     # -- training --------------------------------------------------------------------------------------
 
     def _train(self, phase: Phase, model: MultimodalModel, header: Header, planned: PlannedPhase | None) -> Update:
-        noise = self.noise.derive(f"{self.site.name}/{header.run}/{header.round}/{phase.name}")
+        noise = self.noise.derive(f"{self.site.name}/{header.round}/{phase.name}")
         if isinstance(phase, StatisticPhase):
             return self._release_statistic(phase, model, noise, planned)
         return self._descend(phase, model, noise, planned)
@@ -117,6 +120,7 @@ class LocalTraining:
             raise BudgetExhausted(
                 f"{self.site.name}: the run plans epsilon {plan.epsilon:.3f}, the policy allows {self.policy.epsilon:g}"
             )
+        self._preflight(plan)
         phases = tuple(
             LedgerPhase(
                 name=planned.phase.name,
@@ -140,6 +144,18 @@ class LocalTraining:
                 rng="insecure_reproducible" if insecure else "os",
             )
         )
+
+    def _preflight(self, plan: SitePlan) -> None:
+        """Raise PrivacyError, on made-up records, where a phase is not what DP-SGD takes it for."""
+        for planned in plan.phases:
+            if isinstance(planned.phase, GradientPhase):
+                model = self.federation.new_model()
+                rng = np.random.default_rng(_PREFLIGHT_SEED)
+                # A model fresh from its seed has zero layers, behind which no gradient would be seen.
+                for name, size in model.component_sizes().items():
+                    model.set_component(name, rng.normal(0, 0.1, size).astype(np.float32))
+                loss = planned.phase.still_loss or planned.phase.loss
+                preflight(model, planned.components, loss, planned.sensitivity, _PREFLIGHT_SEED)
 
     def _check_budget(self, run: str, plan: SitePlan, phases: tuple[Phase, ...]) -> None:
         """Raise BudgetExhausted before a gradient is taken where a phase has used all its planned rounds."""

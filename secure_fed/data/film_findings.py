@@ -66,9 +66,7 @@ def _consolidation(scene: Scene, spot: Spot) -> Array:
     upper = ramp(-0.12 - 0.25 * (scene.au - 0.4) - scene.v, 0.06) * ramp(scene.v + 0.62, 0.2)
     lower = ramp(scene.v - 0.06 + 0.25 * (scene.au - 0.4), 0.06)
     lobe = np.where(spot.zone == 0, upper, lower) * spot.on_side(scene)
-    airways = 1.0 - 0.30 * bell(np.sin(9.0 * (scene.v - scene.au) + 2.0 * spot.j[0]), 0.30) * ramp(
-        0.62 - scene.au, 0.3
-    )
+    airways = 1.0 - 0.30 * bell(np.sin(9.0 * (scene.v - scene.au) + 2.0 * spot.j[0]), 0.30) * ramp(0.62 - scene.au, 0.3)
     return 0.26 * lobe * airways * scene.lung
 
 
@@ -111,11 +109,7 @@ def _effusion(scene: Scene, spot: Spot) -> Array:
 def _pleural_other(scene: Scene, spot: Spot) -> Array:
     """A thickened pleura along the wall, with calcified plaques, or a cap on the apex."""
     along = bell(scene.rim - 0.04, 0.05) * spot.on_side(scene)
-    wall = (
-        along
-        * ramp(0.30 - np.abs(scene.v - 0.08), 0.15)
-        * (1.0 + 0.4 * np.cos(18.0 * scene.v + 3.0 * spot.j[0]))
-    )
+    wall = along * ramp(0.30 - np.abs(scene.v - 0.08), 0.15) * (1.0 + 0.4 * np.cos(18.0 * scene.v + 3.0 * spot.j[0]))
     cap = bell(scene.rim - 0.06, 0.09) * ramp(-0.45 - scene.v, 0.12) * spot.on_side(scene)
     return 0.28 * np.where(spot.zone == 0, cap, wall)
 
@@ -124,9 +118,7 @@ def _fracture(scene: Scene, spot: Spot) -> Array:
     """A step in a rib near the chest wall: two bright ends, displaced, and a dark gap."""
     u = scene.u - spot.side * (0.66 + 0.05 * spot.j[0])
     v = scene.v - spot.zone_v - 0.10 * spot.j[1]
-    ends: Array = bell(u - 0.06, 0.045) * bell(v - 0.045, 0.035) + bell(u + 0.06, 0.045) * bell(
-        v + 0.045, 0.035
-    )
+    ends: Array = bell(u - 0.06, 0.045) * bell(v - 0.045, 0.035) + bell(u + 0.06, 0.045) * bell(v + 0.045, 0.035)
     return 0.36 * ends - 0.22 * bell(u, 0.035) * bell(v, 0.06)
 
 
@@ -169,12 +161,7 @@ def _wires(scene: Scene, _: Array, j: list[Array]) -> Array:
 def _chest_tube(scene: Scene, side: Array, j: list[Array]) -> Array:
     at = np.where(side == 0, 1.0, side)
     course = at * (0.36 + 0.55 * np.clip(scene.v + 0.35, 0.0, 2.0) ** 1.3 + 0.03 * j[0])
-    return (
-        0.38
-        * bell(scene.u - course, 0.034)
-        * ramp(scene.v + 0.35 + 0.1 * j[1], 0.06)
-        * ramp(0.40 - scene.v, 0.06)
-    )
+    return 0.38 * bell(scene.u - course, 0.034) * ramp(scene.v + 0.35 + 0.1 * j[1], 0.06) * ramp(0.40 - scene.v, 0.06)
 
 
 def _nasogastric(scene: Scene, _: Array, j: list[Array]) -> Array:

@@ -56,8 +56,6 @@ def scene_of(body: Anatomy, size: int) -> Scene:
     au = np.abs(u)
     rim = 1.0 - np.sqrt((au / _LATERAL) ** 2 + ((v - _WIDEST) / _APEX_HEIGHT) ** 2)
     # The right dome (the patient's; u < 0) stands higher, the liver being under it.
-    dome = (
-        np.where(u < 0, np.float32(0.44), np.float32(0.50)) - column(body.diaphragm) + 0.95 * (au - 0.36) ** 2
-    )
+    dome = np.where(u < 0, np.float32(0.44), np.float32(0.50)) - column(body.diaphragm) + 0.95 * (au - 0.36) ** 2
     lung = ramp(rim, 0.07) * ramp(au - 0.13 - 0.05 * bell(v + 0.75, 0.2), 0.06) * ramp(dome - v, 0.06)
     return Scene(u, v, au, rim, dome, lung)

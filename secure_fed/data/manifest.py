@@ -7,6 +7,7 @@ Every error names file, line, column and value. `write_manifest` exports records
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,9 +44,7 @@ def schema_of_manifest(config: ManifestConfig) -> Schema:
     )
 
 
-def read_manifest(
-    config: ManifestConfig, *, require_labels: bool = True
-) -> tuple[Records, Mapping[str, int]]:
+def read_manifest(config: ManifestConfig, *, require_labels: bool = True) -> tuple[Records, Mapping[str, int]]:
     """Records in the order of the file, and notes of what was counted.
 
     With require_labels=False (prediction) the label, unit and site columns may be missing, missing labels are
@@ -148,7 +147,7 @@ def _spec(name: str, column: _Column) -> ModalitySpec:
 
 def _read_rows(config: ManifestConfig, require_labels: bool) -> list[_Row]:
     text = _read_text(config.path, "data.path should be a CSV file with a header line")
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         wanted = [config.id, *(name for spec in config.modalities.values() for name in value_columns(spec))]

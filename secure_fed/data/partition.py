@@ -36,9 +36,7 @@ def split_by_unit(records: Records, test_fraction: float, seed: int) -> tuple[In
     return np.flatnonzero(~in_test[unit_of]), np.flatnonzero(in_test[unit_of])
 
 
-def partition(
-    records: Records, sites: int, scheme: Scheme, seed: int, *, alpha: float = 0.5
-) -> list[IndexArray]:
+def partition(records: Records, sites: int, scheme: Scheme, seed: int, *, alpha: float = 0.5) -> list[IndexArray]:
     """Positions of the records of each site, sorted; every record at exactly one site, no site empty.
 
     iid: patients dealt evenly. dirichlet: equal sites that differ in label prevalence, the more the smaller
@@ -50,18 +48,14 @@ def partition(
         raise ConfigError(f"sites={sites}: expected at least 1")
     units, unit_of = np.unique(records.unit_ids, return_inverse=True)
     if len(units) < sites:
-        raise DataError(
-            f"{len(units)} patients cannot be split over sites={sites}: give more data or fewer sites"
-        )
+        raise DataError(f"{len(units)} patients cannot be split over sites={sites}: give more data or fewer sites")
     rng = np.random.default_rng([seed, 2])
     if scheme == "iid":
         site_of = np.empty(len(units), dtype=np.int64)
         site_of[rng.permutation(len(units))] = np.arange(len(units)) % sites
     elif scheme == "dirichlet":
         if not 0.0 < alpha < float("inf"):
-            raise ConfigError(
-                f"alpha={alpha}: expected a positive number; 0.1 is very uneven, 100 nearly even"
-            )
+            raise ConfigError(f"alpha={alpha}: expected a positive number; 0.1 is very uneven, 100 nearly even")
         site_of = _by_label(rng, _class_of_unit(records.labels, unit_of, len(units)), sites, alpha)
     elif scheme == "column":
         if records.groups is None:
@@ -135,9 +129,7 @@ def _by_label(rng: np.random.Generator, class_of: IndexArray, sites: int, alpha:
     return site_of
 
 
-def _by_group(
-    rng: np.random.Generator, groups: StringArray, unit_of: IndexArray, units: int, sites: int
-) -> IndexArray:
+def _by_group(rng: np.random.Generator, groups: StringArray, unit_of: IndexArray, units: int, sites: int) -> IndexArray:
     names, group_of = np.unique(groups, return_inverse=True)
     votes = np.zeros((units, len(names)), dtype=np.int64)
     np.add.at(votes, (unit_of, group_of), 1)
@@ -174,9 +166,7 @@ def _shorthand(value: object, modalities: Sequence[str]) -> dict[frozenset[str],
             f"Quote it, as in {example}"
         )
     if not isinstance(value, str):
-        raise ConfigError(
-            f"ownership={value!r}: expected {example}, or a mapping like {{image: 8, image+text: 2}}"
-        )
+        raise ConfigError(f"ownership={value!r}: expected {example}, or a mapping like {{image: 8, image+text: 2}}")
     if len(modalities) != 2:
         raise ConfigError(
             f"ownership={value!r} is shorthand for two modalities and this data set has {len(modalities)} "
@@ -198,8 +188,7 @@ def _mapping(value: Mapping[object, object], modalities: Sequence[str]) -> dict[
         unknown = [name for name in names if name not in modalities]
         if unknown:
             raise ConfigError(
-                f"ownership names the modality {unknown[0]!r} in {key!r}: this data set has "
-                f"{', '.join(modalities)}"
+                f"ownership names the modality {unknown[0]!r} in {key!r}: this data set has {', '.join(modalities)}"
             )
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ConfigError(f"ownership[{key!r}]={count!r}: expected a whole number of sites, 0 or more")
@@ -213,8 +202,6 @@ def _mapping(value: Mapping[object, object], modalities: Sequence[str]) -> dict[
 def _spread(counts: Mapping[frozenset[str], int]) -> list[frozenset[str]]:
     """Each kind's sites at even distances; ties in the order in which the kinds are named."""
     places = [
-        ((i + 0.5) / count, order, kind)
-        for order, (kind, count) in enumerate(counts.items())
-        for i in range(count)
+        ((i + 0.5) / count, order, kind) for order, (kind, count) in enumerate(counts.items()) for i in range(count)
     ]
     return [kind for _, _, kind in sorted(places, key=lambda place: place[:2])]

@@ -30,9 +30,7 @@ _DESCRIPTOR_NAMES = frozenset(variable.name for variable in DESCRIPTORS) | {"ICU
 
 def _names(variables: tuple[Variable, ...]) -> list[str]:
     return [
-        f"{variable.name}_{stat}"
-        for variable in variables
-        for stat in (*(() if variable.flag else _STATS), "observed")
+        f"{variable.name}_{stat}" for variable in variables for stat in (*(() if variable.flag else _STATS), "observed")
     ]
 
 
@@ -111,9 +109,7 @@ def read_physionet2012(root: Path) -> tuple[Records, Mapping[str, int]]:
         else:
             stays[record_id] = stay
     if not stays:
-        raise DataError(
-            f"{root}: no stay with an outcome was found; expected set-a/<RecordID>.txt and Outcomes-a.txt"
-        )
+        raise DataError(f"{root}: no stay with an outcome was found; expected set-a/<RecordID>.txt and Outcomes-a.txt")
     tally.stays, tally.without_outcome = len(stays), len(unlabelled)
     tally.without_stay = len(deaths.keys() - stays.keys() - unlabelled)
     return _records(stays, deaths, tally), tally.notes()
@@ -144,9 +140,7 @@ def _read_outcomes(path: Path, root: Path) -> dict[str, int | None]:
         if cells[0] in deaths:
             raise DataError(f"{path}, line {number}: RecordID {cells[0]} occurs twice: keep one of the lines")
         if cells[5] not in {"0", "1", ""}:
-            raise DataError(
-                f"{path}, line {number}: In-hospital_death is {cells[5]!r}: expected 0, 1 or nothing"
-            )
+            raise DataError(f"{path}, line {number}: In-hospital_death is {cells[5]!r}: expected 0, 1 or nothing")
         deaths[cells[0]] = int(cells[5]) if cells[5] else None
     return deaths
 
@@ -160,9 +154,7 @@ def _stay_files(root: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
         return
     if not archive.is_file():
-        raise DataError(
-            f"{root}: holds neither set-a/ nor set-a.tar.gz; data.root should be the released folder"
-        )
+        raise DataError(f"{root}: holds neither set-a/ nor set-a.tar.gz; data.root should be the released folder")
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:

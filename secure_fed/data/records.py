@@ -39,11 +39,15 @@ class ModalitySpec:
                 f"modality name {self.name!r} is not of the form [a-z][a-z0-9_]*: use lower-case letters, "
                 "digits and underscores, starting with a letter"
             )
+        if "_to_" in self.name:
+            raise ConfigError(
+                f"modality name {self.name!r} contains '_to_', which separates the two modalities of a translator's "
+                "name: choose another"
+            )
         rank = {"image": 3, "text": 0, "tabular": 1}[self.kind]
         if len(self.shape) != rank or any(size < 1 for size in self.shape):
             raise ConfigError(
-                f"modality {self.name!r} of kind {self.kind} has shape {self.shape}: "
-                f"expected {rank} sizes above 0"
+                f"modality {self.name!r} of kind {self.kind} has shape {self.shape}: expected {rank} sizes above 0"
             )
         if self.kind == "tabular" and len(self.features) != self.shape[0]:
             raise ConfigError(
@@ -117,9 +121,7 @@ class Records:
         _require("labels", self.labels, (n, len(self.schema.labels)), np.dtype(np.float32))
         known = self.labels[~np.isnan(self.labels)]
         if not np.isin(known, (0.0, 1.0)).all():
-            raise DataError(
-                f"labels hold {known[~np.isin(known, (0.0, 1.0))][0]}: expected 0, 1 or NaN (unknown)"
-            )
+            raise DataError(f"labels hold {known[~np.isin(known, (0.0, 1.0))][0]}: expected 0, 1 or NaN (unknown)")
         for what, ids in (("unit_ids", self.unit_ids), ("groups", self.groups)):
             if ids is not None and (ids.shape != (n,) or ids.dtype.kind != "U"):
                 raise DataError(f"{what} is {ids.dtype} of shape {ids.shape}: expected str of shape ({n},)")
@@ -172,6 +174,4 @@ def _require_blank_where_absent(spec: ModalitySpec, value: ValueArray, present: 
     elif absent.any():
         raise DataError(f"values[{spec.name!r}] is not zero where the modality is absent: blank those rows")
     elif not np.isfinite(value).all():
-        raise DataError(
-            f"values[{spec.name!r}] holds NaN or infinity: write 0 and an observed-indicator feature"
-        )
+        raise DataError(f"values[{spec.name!r}] holds NaN or infinity: write 0 and an observed-indicator feature")

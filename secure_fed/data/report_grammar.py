@@ -254,9 +254,7 @@ _SOMETHING = (
 )  # fmt: skip
 
 # Findings beside which the lungs are not clear.
-_SHADOWS = tuple(
-    FINDINGS.index(name) for name in ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")
-)
+_SHADOWS = tuple(FINDINGS.index(name) for name in ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"))
 _SIDE = {-1: "right", 1: "left", 0: "bilateral"}
 _ZONE = ("upper zone", "perihilar region", "lower zone")
 _LOBE = ("upper lobe", "middle lobe", "lower lobe")
@@ -293,9 +291,7 @@ def write_reports(
     return reports
 
 
-def _write_report(
-    dice: _Dice, evidence: list[float], sides: list[int], zones: list[int], devices: list[bool]
-) -> str:
+def _write_report(dice: _Dice, evidence: list[float], sides: list[int], zones: list[int], devices: list[bool]) -> str:
     sections = []
     if dice.chance(0.7):
         sections.append(f"INDICATION: {dice.pick(_REASONS)}.")

@@ -66,10 +66,10 @@ _PATIENT_EVIDENCE = 0.3  # of the evidence noise: a patient's habitus mimics the
 
 
 def schema_of_synthetic_cxr(config: SyntheticCxrConfig) -> Schema:
-    """Modalities image [1, S, S] and report (text), and the 14 CheXpert labels."""
+    """Modalities image [1, S, S] and text (the report), and the 14 CheXpert labels."""
     size = config.image_size
     return Schema(
-        modalities=(ModalitySpec("image", "image", (1, size, size)), ModalitySpec("report", "text", ())),
+        modalities=(ModalitySpec("image", "image", (1, size, size)), ModalitySpec("text", "text", ())),
         labels=CHEXPERT_LABELS,
     )
 
@@ -88,23 +88,19 @@ def generate_synthetic_cxr(config: SyntheticCxrConfig, seed: int) -> Records:
     film, report = _draw_evidence(rng_labels, config, patient, findings)
     n = len(patient)
     placement = Placement.draw(rng_labels, n)
-    films = draw_films(
-        rng_film, film, Anatomy.draw(rng_film, config.patients, patient), placement, config.image_size
-    )
+    films = draw_films(rng_film, film, Anatomy.draw(rng_film, config.patients, patient), placement, config.image_size)
     reports = write_reports(rng_report, report, placement)
     everywhere = np.ones(n, dtype=bool)
     return Records(
         schema=schema_of_synthetic_cxr(config),
-        values={"image": films, "report": reports},
-        presence={"image": everywhere, "report": everywhere.copy()},
+        values={"image": films, "text": reports},
+        presence={"image": everywhere, "text": everywhere.copy()},
         labels=_labels(findings),
         unit_ids=np.array([f"p{i:06d}" for i in range(config.patients)])[patient],
     )
 
 
-def _draw_findings(
-    rng: np.random.Generator, patients: int, patient: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
+def _draw_findings(rng: np.random.Generator, patients: int, patient: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Findings [n, 13] from a Gaussian factor model, thresholded at each finding's prevalence."""
     models = [_MODELS[name] for name in FINDINGS]
     share = np.array(_PATIENT_SHARE)
@@ -129,9 +125,7 @@ def _draw_evidence(
     habitus = rng.standard_normal(shape)[patient]
     film_noise = np.sqrt(_PATIENT_EVIDENCE) * habitus
     film_noise += np.sqrt(1.0 - _PATIENT_EVIDENCE) * rng.standard_normal(findings.shape)
-    report_noise = config.link * film_noise + np.sqrt(1.0 - config.link**2) * rng.standard_normal(
-        findings.shape
-    )
+    report_noise = config.link * film_noise + np.sqrt(1.0 - config.link**2) * rng.standard_normal(findings.shape)
     film_gain = np.array([_MODELS[name].film for name in FINDINGS])
     report_gain = np.array([_MODELS[name].report for name in FINDINGS])
     return film_gain * findings + film_noise, report_gain * findings + report_noise

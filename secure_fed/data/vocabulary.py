@@ -41,26 +41,18 @@ def _cues(mark: str, direction: _Direction, listed: str) -> list[_Cue]:
 _CUES: tuple[_Cue, ...] = tuple(
     sorted(
         [
-            *_cues(
-                NEGATED, "forward", "no|without|negative for|free of|clear of|absence of|not|resolution of"
-            ),
+            *_cues(NEGATED, "forward", "no|without|negative for|free of|clear of|absence of|not|resolution of"),
             *_cues(NEGATED, "forward", "resolved|removal of|rather than"),
             *_cues(NEGATED, "backward", "has resolved|have resolved|now resolved|has cleared|have cleared"),
-            *_cues(
-                NEGATED, "backward", "is absent|are absent|is excluded|not seen|not present|not identified"
-            ),
+            *_cues(NEGATED, "backward", "is absent|are absent|is excluded|not seen|not present|not identified"),
             *_cues(NEGATED, "backward", "unlikely|has been removed|have been removed|no longer seen"),
             *_cues(NEGATED, "backward", "no longer present"),
-            *_cues(
-                UNCERTAIN, "forward", "possible|possibly|probable|probably|likely|may represent|may reflect"
-            ),
+            *_cues(UNCERTAIN, "forward", "possible|possibly|probable|probably|likely|may represent|may reflect"),
             *_cues(UNCERTAIN, "forward", "may be|could represent|could reflect|could be|suggesting|suggests"),
             *_cues(UNCERTAIN, "forward", "suggestive of|questionable|question of|equivocal|suspected"),
             *_cues(UNCERTAIN, "forward", "concerning for|concern for|cannot exclude|evaluate for|assess for"),
             *_cues(UNCERTAIN, "forward", "rule out|history of|known|versus"),
-            *_cues(
-                UNCERTAIN, "backward", "cannot be excluded|not excluded|not entirely excluded|is possible"
-            ),
+            *_cues(UNCERTAIN, "backward", "cannot be excluded|not excluded|not entirely excluded|is possible"),
             *_cues(UNCERTAIN, "backward", "are possible|is questioned|is suspected"),
         ],
         key=lambda cue: -len(cue[0]),

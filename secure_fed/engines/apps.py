@@ -50,20 +50,33 @@ def _handler(action: str, folder_of: FolderOf) -> Callable[[Message, Context], M
         # One thread a site in every engine: sums of floats depend on how they are split.
         torch.set_num_threads(1)
         try:
-            site = site_client(folder_of(context), int(context.node_config["partition-id"]))
+            answer = _answer(action, from_record(message.content), folder_of(context), context)
         except Exception:  # noqa: BLE001 - fail closed: an exception's text could name a path or a patient
-            return Message(to_record(Parcel(code="site_unavailable")), reply_to=message)
-        return Message(to_record(site.handle(action, from_record(message.content))), reply_to=message)
+            answer = Parcel(code="site_unavailable")
+        return Message(to_record(answer), reply_to=message)
 
     return handle
 
 
-@lru_cache(maxsize=64)
-def site_client(folder: Path, index: int) -> SiteClient:
-    """The simulated site number `index` (from 0) of a run folder; made once in each process."""
+def _answer(action: str, parcel: Parcel, folder: Path, context: Context) -> Parcel:
+    hosted = hosted_sites(folder, int(context.node_config["partition-id"]), int(context.node_config["num-partitions"]))
+    if action == "hello":
+        return Parcel(body="\n".join(hosted).encode())
+    if parcel.site not in hosted:
+        return Parcel(code="unknown_site")
+    return site_client(folder, parcel.site).handle(action, parcel)
+
+
+def hosted_sites(folder: Path, partition: int, partitions: int) -> tuple[str, ...]:
+    """The sites that node `partition` of `partitions` stands for; one each where there are nodes enough."""
+    return tuple(sorted(Roster.load(folder / "roster.json").members)[partition::partitions])
+
+
+@lru_cache(maxsize=256)
+def site_client(folder: Path, name: str) -> SiteClient:
+    """The simulated site `name` of a run folder; made once in each process."""
     config = load_config(folder)
     roster = Roster.load(folder / "roster.json")
-    name = sorted(roster.members)[index]
 
     def records(model: MultimodalModel) -> Batch:
         return model.prepare(simulate(config).records[name])

@@ -25,7 +25,9 @@ _ARRAYS = "arrays"
 def to_record(parcel: Parcel) -> RecordDict:
     """The content of a Flower message."""
     record = RecordDict()
-    record[_PARCEL] = ConfigRecord({"code": parcel.code, "header": parcel.header, "body": parcel.body})
+    record[_PARCEL] = ConfigRecord(
+        {"code": parcel.code, "site": parcel.site, "header": parcel.header, "body": parcel.body}
+    )
     record[_ARRAYS] = ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in parcel.arrays.items()})
     return record
 
@@ -34,10 +36,10 @@ def from_record(record: RecordDict) -> Parcel:
     """Read a message's content; one of another shape is a parcel with the code `malformed_message`."""
     try:
         config = record.config_records[_PARCEL]
-        code, header, body = config["code"], config["header"], config["body"]
+        code, site, header, body = (config[key] for key in ("code", "site", "header", "body"))
         arrays = {name: array.numpy() for name, array in record.array_records[_ARRAYS].items()}
     except (KeyError, ValueError, TypeError):
         return Parcel(code="malformed_message")
-    if not (isinstance(code, str) and isinstance(header, bytes) and isinstance(body, bytes)):
+    if not (isinstance(code, str) and isinstance(site, str) and isinstance(header, bytes) and isinstance(body, bytes)):
         return Parcel(code="malformed_message")
-    return Parcel(code, header, body, arrays)
+    return Parcel(code, site, header, body, arrays)

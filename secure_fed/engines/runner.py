@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan, plan_for
 from secure_fed.identity import Roster
+from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.report import write_model_card, write_report
 from secure_fed.server.evaluation import Scores
 from secure_fed.server.round import Coordinator
@@ -110,8 +110,9 @@ def found(folder: Path, prepared: Prepared) -> None:
     """Make the run folder: resolved configuration, homes, roster, data notes and the first checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     found_homes(folder, prepared.config, prepared.federation.sites)
-    notes = {**prepared.simulated.notes, "hold-out records": len(prepared.simulated.holdout)}
-    (folder / "data_notes.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+    (folder / "data_notes.json").write_text(
+        json.dumps(dict(prepared.simulated.notes), indent=2) + "\n", encoding="utf-8"
+    )
     save_checkpoint(folder, prepared.federation.new_model(), Progress(run=secrets.token_hex(16)))
     # The configuration comes last: with it the folder is a run that can be resumed.
     (folder / "config.yaml").write_text(dump_config(prepared.config), encoding="utf-8")
@@ -119,36 +120,19 @@ def found(folder: Path, prepared: Prepared) -> None:
 
 def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = False) -> Path:
     """Run the schedule from the folder's checkpoint under the configured engine and write the results."""
-    config, federation = prepared.config, prepared.federation
-    torch.set_num_threads(1)
-    site_client.cache_clear()  # a folder's name may have been used before in this process
-    model = federation.new_model()
-    progress = load_checkpoint(folder, model)
-    if resumed:
-        # The interrupted round may have been reserved at any site: its number is never used again.
-        progress.round += 1
-        progress.resumed += 1
-        _drop_metrics_from(folder, progress.step)
-        save_checkpoint(folder, model, progress)
-    roster = Roster.load(folder / "roster.json")
-    holdout = model.prepare(prepared.simulated.holdout)
-    epsilons = _epsilon_by_step(prepared)
-    outcome: list[dict[str, Scores]] = []
+    config = prepared.config
+    outcome: list[Trained] = []
     failure: list[BaseException] = []
 
     def serve(grid: Grid, _context: Context) -> None:
         try:
-            transport = GridTransport(grid, len(federation.sites), TIMEOUT_S)
-            coordinator = Coordinator(federation, roster, transport)
-            trainer = Trainer(federation, coordinator, holdout, folder, epsilons, observer.round)
-            outcome.append(trainer.run(model, progress))
+            outcome.append(serve_schedule(folder, prepared, grid, observer, resumed))
         except BaseException as error:
             # The simulation swallows what a ServerApp raises: keep it for the caller.
             failure.append(error)
             raise
 
-    observer.begin(config, progress.step)
-    began = time.monotonic()
+    site_client.cache_clear()  # a folder's name may have been used before in this process
     try:
         _run_engine(config, folder, serve)
     except Exception:
@@ -158,9 +142,53 @@ def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = 
         raise failure[0]
     if not outcome:
         raise SecureFedError(f"the engine {config.engine.name} ended without a result; the run can be resumed")
-    progress.wall_s = max(progress.wall_s, time.monotonic() - began)
-    save_model(folder / "model.safetensors", model)
-    summary = summarise(folder, federation, prepared.plans, outcome[0], progress, model)
+    return finish(folder, prepared, outcome[0])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a schedule: the model, its scores by missing modality, and what it took."""
+
+    model: MultimodalModel
+    scores: dict[str, Scores]
+    progress: Progress
+
+
+def serve_schedule(
+    folder: Path, prepared: Prepared, grid: Grid, observer: Observer | None = None, resumed: bool = False
+) -> Trained:
+    """The coordinator's whole work over a grid, from the folder's checkpoint on."""
+    torch.set_num_threads(1)
+    observer = observer or Silent()
+    federation = prepared.federation
+    model = federation.new_model()
+    progress = load_checkpoint(folder, model)
+    if resumed:
+        # The interrupted round may have been reserved at any site: its number is never used again.
+        progress.round += 1
+        progress.resumed += 1
+        _drop_metrics_from(folder, progress.step)
+        save_checkpoint(folder, model, progress)
+    holdout = model.prepare(prepared.simulated.holdout)
+    transport = GridTransport(grid, [site.name for site in federation.sites], TIMEOUT_S)
+    coordinator = Coordinator(federation, Roster.load(folder / "roster.json"), transport)
+    observer.begin(prepared.config, progress.step)
+    trainer = Trainer(federation, coordinator, holdout, folder, _epsilon_by_step(prepared), observer.round)
+    return Trained(model, trainer.run(model, progress), progress)
+
+
+def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
+    """Write model, summary, model card and report of a run that is done."""
+    save_model(folder / "model.safetensors", trained.model)
+    summary = summarise(
+        folder,
+        prepared.federation,
+        prepared.plans,
+        trained.scores,
+        trained.progress,
+        trained.model,
+        prepared.simulated.holdout,
+    )
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_model_card(folder)
     write_report(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_fed.accounting import epsilon
+from secure_fed.data import Records
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.plan import SitePlan
 from secure_fed.ledger import Reserve, read_ledger, spent
@@ -27,13 +28,14 @@ def summarise(
     scores: Mapping[str, Scores],
     progress: Progress,
     model: MultimodalModel,
+    holdout: Records,
 ) -> dict[str, Any]:
     """The content of summary.json. Epsilon is what the ledgers say was charged, not what was planned."""
     config = federation.config
     private = config.privacy.mode == "dp"
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     ledgers = {site.name: read_ledger(folder / "sites" / site.name / "ledger.jsonl") for site in federation.sites}
-    charged = {site: epsilon(spent(records), config.privacy.delta) for site, records in ledgers.items()}
+    charged = {site: epsilon(spent(records, progress.run), config.privacy.delta) for site, records in ledgers.items()}
     final = scores[ALL_PRESENT]
     return {
         "schema": SCHEMA,
@@ -47,6 +49,7 @@ def summarise(
         "auroc_macro_missing": {name: s.auroc_macro for name, s in scores.items() if name != ALL_PRESENT},
         "auroc_per_label": final.per_label,
         "labels_left_out": list(final.left_out),
+        "holdout": {"records": len(holdout), "patients": len(set(holdout.unit_ids))},
         "epsilon": charged if private else {},
         "epsilon_max": max(charged.values()) if private else None,
         "epsilon_target": config.privacy.epsilon if private else None,

@@ -49,9 +49,13 @@ class Header:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A message's content: `code` is `ok` or a fixed error code, `arrays` are float32 vectors by name."""
+    """A message's content: `code` is `ok` or a fixed error code, `arrays` are float32 vectors by name.
+
+    `site` is whom a request is for: in simulation one node may stand for several sites.
+    """
 
     code: str = OK
+    site: str = ""
     header: bytes = b""
     body: bytes = b""
     arrays: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)

@@ -84,6 +84,9 @@ class Contradictions:
         return problem or self._count(charge.run, charge.round, phase)
 
     def _off(self, release: Off) -> str | None:
+        if release.run not in self._plans:  # a run without privacy fixes nothing beforehand
+            self._charged.add((release.run, release.round))
+            return None
         phase = self._planned_phase(release.run, release.phase)
         if isinstance(phase, str):
             return phase

@@ -27,7 +27,7 @@ _FIRST_BYTES = b'{"body":{'
 
 
 class Ledger:
-    """Open with `create` or `open`; usable as a context manager; safe to share between threads.
+    """Open with `open_or_create`, `create` or `open`; usable as a context manager; safe to share between threads.
 
     A failed append leaves the file at its last whole record and this object closed: what reached the disk
     after a failed sync is unknown, so the file is read again by the next `open`.
@@ -79,6 +79,15 @@ class Ledger:
             ledger.close()
             raise
         return ledger
+
+    @classmethod
+    def open_or_create(cls, path: Path, site: str, key: SigningKey, genesis: Genesis) -> Ledger:
+        """Open the ledger, or begin it where there is none yet: no file, or only what a crash left of its birth."""
+        if path.exists():
+            chain = read_chain(path)
+            if chain.records or chain.problem is not None:
+                return cls.open(path, site, key)
+        return cls.create(path, site, key, genesis)
 
     def append(self, body: Body) -> Record:
         """Sign, write and sync one record; when this returns it survives a power cut.

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from secure_fed.accounting import epsilon
 from secure_fed.errors import ConfigError, LedgerError
@@ -172,39 +173,37 @@ def _against_summary(folder: Path, examined: Sequence[_Examined]) -> list[str]:
             raise TypeError("epsilon is no object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{SUMMARY}: is malformed ({error})"]
-    run = summary.get("run_id")
-    problems = []
-    for item in examined:
-        row = item.row
-        value = row.epsilon if run is None else row.epsilon_by_run.get(str(run), row.epsilon)
-        if value is not None:
-            problems += _against_claim(row.site, claimed.get(row.site, "nothing"), value)
-            if summary.get("delta", row.delta) != row.delta:
-                problems.append(f"{SUMMARY}: delta is {summary['delta']!r}, {row.site}'s ledger has {row.delta!r}")
+    problems = [problem for item in examined if (problem := _wrong_claim(item.row, summary)) is not None]
     sites = {item.row.site for item in examined}
     problems += [f"{SUMMARY}: names {name}, which has no ledger" for name in sorted(set(claimed) - sites)]
-    finite = [v for v in claimed.values() if _is_number(v)]
+    figures = [value for value in claimed.values() if _is_number(value)]
     highest = summary.get("epsilon_max")
-    if len(finite) == len(claimed) and finite and _is_number(highest) and not agrees(highest, max(finite)):
-        problems.append(f"{SUMMARY}: epsilon_max is {highest}, the largest of its sites is {max(finite)}")
-    reproducible = any(
-        isinstance(r.body, Plan) and r.body.rng == "insecure_reproducible" for e in examined for r in e.chain.records
-    )
+    if _is_number(highest) and len(figures) == len(claimed) > 0 and not agrees(highest, max(figures)):
+        problems.append(f"{SUMMARY}: epsilon_max is {highest}, the largest of its sites is {max(figures)}")
+    plans = [b for item in examined for r in item.chain.records if isinstance(b := r.body, Plan)]
+    reproducible = any(plan.rng == "insecure_reproducible" for plan in plans)
     if reproducible and summary.get("insecure_reproducible") is False:
         problems.append(f"{SUMMARY}: denies insecure_reproducible, the ledgers' plans say so")
     return problems
 
 
-def _is_number(value: object) -> bool:
+def _wrong_claim(row: Row, summary: Mapping[str, Any]) -> str | None:
+    """Where the summary's epsilon or delta for a site is not what its ledger gives."""
+    value = row.epsilon_by_run.get(str(summary.get("run")), row.epsilon)
+    claim, delta = summary["epsilon"].get(row.site), summary.get("delta")
+    if value is None:
+        return None  # the ledger itself is wrong, which is said already
+    if claim is None and (value == math.inf or summary.get("privacy") == "off"):
+        return None  # a run without privacy claims nothing, and JSON has no infinity
+    if claim is None or not _is_number(claim) or not agrees(claim, value):
+        return f"{SUMMARY}: claims epsilon {claim} for {row.site}, its ledger gives {value:.9g}"
+    if delta != row.delta:
+        return f"{SUMMARY}: delta is {delta!r}, {row.site}'s ledger has {row.delta!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _against_claim(site: str, claim: object, value: float) -> list[str]:
-    if claim is None and value == math.inf:  # privacy=off: JSON has no infinity
-        return []
-    if isinstance(claim, int | float) and _is_number(claim) and agrees(claim, value):
-        return []
-    return [f"{SUMMARY}: claims epsilon {claim} for {site}, its ledger gives {value:.9g}"]
 
 
 def _forks(examined: Sequence[_Examined]) -> list[str]:

@@ -31,6 +31,7 @@ class GradientPhase:
 
     `loss` gives one value a record [B], without coupling records: the per-record gradient, and with it the
     sensitivity, would be meaningless otherwise. `steps` is the number of optimizer steps in one round.
+    `still_loss` is the loss without its random draws, where it has any: a site's preflight compares calls.
     """
 
     name: str
@@ -40,6 +41,7 @@ class GradientPhase:
     learning_rate: float
     start: int
     stop: int
+    still_loss: Callable[[MultimodalModel, Batch], Tensor] | None = None
 
     @property
     def rounds(self) -> int:

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secure_fed.methods.base import masked_bce
+from secure_fed.data.records import Schema
+from secure_fed.methods.base import GradientPhase, masked_bce
 from secure_fed.methods.config import MethodConfig
 from secure_fed.methods.zero_fill import ZeroFill
 from secure_fed.models.batch import Batch
@@ -34,6 +35,10 @@ class ModalityDropout(ZeroFill):
     def __init__(self, config: ModalityDropoutConfig) -> None:
         super().__init__(config)
         self.probability = config.probability
+
+    def classify_phase(self, schema: Schema, start: int, stop: int) -> GradientPhase:
+        """Zero-filling's phase with this method's loss; without its draws it is zero-filling's."""
+        return replace(super().classify_phase(schema, start, stop), still_loss=super().classification_loss)
 
     def classification_loss(self, model: MultimodalModel, batch: Batch) -> Tensor:
         """Binary cross entropy of the record with modalities hidden at random, [B].

@@ -35,9 +35,7 @@ class Batch:
         fields["label_mask"] = self.label_mask
         for what, value in fields.items():
             if len(value) != n:
-                raise DataError(
-                    f"{what} has {len(value)} rows, labels have {n}: one row per record is expected"
-                )
+                raise DataError(f"{what} has {len(value)} rows, labels have {n}: one row per record is expected")
 
     @classmethod
     def from_records(cls, records: Records, inputs: dict[str, Tensor]) -> Batch:

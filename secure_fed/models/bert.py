@@ -62,7 +62,7 @@ class BertEncoder(Encoder):
 
     def embed(self, prepared: Tensor) -> Tensor:
         """int64 [B, S] -> [B, F]."""
-        # Explicit [B, S] positions and types: the defaults are [1, S], which per-record gradients cannot take.
+        # Explicit [B, S] positions and types: the defaults are [1, S], which has no per-record gradient.
         positions = torch.arange(prepared.shape[1], device=prepared.device).expand_as(prepared).contiguous()
         states = self.bert(
             input_ids=prepared,
@@ -116,9 +116,7 @@ def _load_bert(folder: Path, max_tokens: int) -> tuple[BertModel, Callable[[str]
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"model.text.weights={folder}: unreadable ({error}): fetch the folder again"
-        ) from error
+        raise ConfigError(f"model.text.weights={folder}: unreadable ({error}): fetch the folder again") from error
     keys = (
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
         "max_position_embeddings", "type_vocab_size", "pad_token_id",
@@ -137,12 +135,11 @@ def _load_bert(folder: Path, max_tokens: int) -> tuple[BertModel, Callable[[str]
         if not key.startswith(_HEADS) and not key.endswith("position_ids")
     }  # fmt: skip
     wanted = bert.state_dict()
-    wrong = sorted(set(given) ^ set(wanted)) or sorted(
-        key for key in given if given[key].shape != wanted[key].shape
-    )
+    wrong = sorted(set(given) ^ set(wanted)) or sorted(key for key in given if given[key].shape != wanted[key].shape)
     if wrong:
         raise ConfigError(
-            f"model.text.weights={folder}: model.safetensors does not fit its config.json, first at {wrong[0]!r}"
+            f"model.text.weights={folder}: model.safetensors does not fit its config.json, first at {wrong[0]!r}: "
+            "fetch the folder again"
         )
     bert.load_state_dict(given)
     wordpiece = BertTokenizer(vocab=str(folder / "vocab.txt"))

@@ -47,7 +47,7 @@ class NgramsConfig(_Frozen):
 
 
 class BertConfig(_Frozen):
-    """A BERT. `weights`: a local folder (config.json, model.safetensors, vocab.txt), which then sets all sizes.
+    """A BERT. `weights`: a local folder (config.json, model.safetensors, vocab.txt), which sets all sizes.
 
     Without weights the tokens are the public vocabulary's words plus `hash_buckets` hashed ones.
     """
@@ -106,7 +106,7 @@ class LinearTranslatorConfig(_Frozen):
 
 
 class TransformerTranslatorConfig(_Frozen):
-    """A decoder whose query is the source feature and whose memory is learnable tokens (FIN: 6, 4, 1024, 256)."""
+    """A decoder: the source feature is the query, learnable tokens the memory (FIN: 6, 4, 1024, 256)."""
 
     name: Literal["transformer"] = "transformer"
     depth: PositiveInt = 2
@@ -148,7 +148,7 @@ class ModelConfig(_Frozen):
         chosen = self.encoders.get(spec.name, defaults[spec.kind])
         if KINDS[type(chosen)] != spec.kind:
             raise ConfigError(
-                f"model.encoders.{spec.name}: {chosen.name!r} reads {KINDS[type(chosen)]} data, but {spec.name!r} is "
-                f"{spec.kind}: choose one of the model/{spec.kind} encoders"
+                f"model.encoders.{spec.name}: {chosen.name!r} reads {KINDS[type(chosen)]} data, but "
+                f"{spec.name!r} is {spec.kind}: choose one of the model/{spec.kind} encoders"
             )
         return chosen

@@ -26,7 +26,7 @@ _IGNORED = ("fc.", "running_mean", "running_var", "num_batches_tracked")
 
 
 class SmallCnnEncoder(Encoder):
-    """Three strided 3 x 3 convolutions, pooled to 2 x 2, then a linear layer; any image size of at least 8."""
+    """Three strided 3 x 3 convolutions, pooled to 2 x 2, then a linear layer; images of at least 8 x 8."""
 
     def __init__(self, channels: int, out_features: int, scale: float) -> None:
         super().__init__(out_features, scale)
@@ -116,14 +116,12 @@ def _load_resnet(resnet: ResNet, path: Path, name: str) -> None:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"model.image.weights={path}: not a readable safetensors file ({error}): give the path of a local "
-            f"torchvision {name} state saved with safetensors, or null"
+            f"model.image.weights={path}: not a readable safetensors file ({error}): give the path of a "
+            f"local torchvision {name} state saved with safetensors, or null"
         ) from error
     given = {key: value for key, value in tensors.items() if not any(part in key for part in _IGNORED)}
     wanted = {key: value for key, value in resnet.state_dict().items() if not key.startswith("fc.")}
-    wrong = sorted(set(given) ^ set(wanted)) or sorted(
-        key for key in given if given[key].shape != wanted[key].shape
-    )
+    wrong = sorted(set(given) ^ set(wanted)) or sorted(key for key in given if given[key].shape != wanted[key].shape)
     if wrong:
         raise ConfigError(
             f"model.image.weights={path}: does not fit {name}, first at {wrong[0]!r}: give weights of that very model"

@@ -19,7 +19,7 @@ from secure_fed.data.vocabulary import ngram_counts, vocabulary
 RawValues = npt.NDArray[Any]
 
 # Under DP-SGD the clip bound caps what one record can move: inputs of moderate norm and a small first layer
-# keep its gradient in the range where clipping loses little (figures in docs, from a study on PhysioNet 2012).
+# keep its gradient in the range where clipping loses little.
 INPUT_SCALE = 0.3
 INITIAL_STD = 0.1
 NORM_FLOOR = 0.1
@@ -28,8 +28,8 @@ NORM_FLOOR = 0.1
 def scaled_to_norm(feature: Tensor, scale: float) -> Tensor:
     """feature [B, F] on (nearly) the sphere of radius `scale`, smooth at zero.
 
-    x * scale / sqrt(|x|^2 + NORM_FLOOR^2): a plain division would give a record without a known word a gradient
-    of unbounded size in an arbitrary direction, which clipping then turns into pure disturbance.
+    x * scale / sqrt(|x|^2 + NORM_FLOOR^2): a plain division would give a record without a known word a
+    gradient of unbounded size in an arbitrary direction, which clipping then turns into pure disturbance.
     """
     return feature * (scale * torch.rsqrt(feature.square().sum(dim=1, keepdim=True) + NORM_FLOOR**2))
 
@@ -71,8 +71,8 @@ class NgramEncoder(Encoder):
         self.linear = small_linear(len(vocabulary()), out_features)
 
     def prepare(self, raw: RawValues) -> Tensor:
-        """Object array of str [n] -> float32 [n, V] times INPUT_SCALE."""
-        return torch.from_numpy(ngram_counts(raw)) * INPUT_SCALE
+        """Object array of str [n] -> float32 [n, V] of 0 and 1."""
+        return torch.from_numpy(ngram_counts(raw))
 
     def embed(self, prepared: Tensor) -> Tensor:
         """float32 [B, V] -> [B, F]."""

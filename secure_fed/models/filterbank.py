@@ -1,7 +1,7 @@
 """A fixed public filter bank for grey images, then one linear layer: the image encoder that learns under DP.
 
-Handcrafted features beat learned ones at tight budgets (Tramèr and Boneh, "Differentially Private Learning Needs
-Better Features", arXiv 2011.11660): nothing here but the last layer is fitted to anybody's data.
+Handcrafted features beat learned ones at tight budgets (Tramèr and Boneh, "Differentially Private Learning
+Needs Better Features", arXiv 2011.11660): nothing here but the last layer is fitted to anybody's data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ WAVELENGTH = 4.0  # pixels, at each level of the pyramid
 KERNEL = 7
 GRIDS = (6, 6, 4)  # pooling grid of the oriented magnitudes at full, half and quarter resolution
 INTENSITY_GRID = 8
+LIMIT = 4.0  # deviations: a film unlike the made-up ones must not drown its other features
 _CHUNK = 256  # images at a time: bounds memory, changes nothing
+
 
 class FilterbankEncoder(Encoder):
     """Intensity, local contrast and oriented Gabor magnitudes at three scales, pooled to grids; linear."""
@@ -38,7 +40,8 @@ class FilterbankEncoder(Encoder):
         with torch.no_grad():
             features = torch.cat([filterbank(chunk) for chunk in torch.split(images, _CHUNK)])
         mean, deviation = public_constants()
-        return (features - mean) / deviation * INPUT_SCALE
+        standard = ((features - mean) / deviation).clamp(-LIMIT, LIMIT)
+        return standard * INPUT_SCALE
 
     def embed(self, prepared: Tensor) -> Tensor:
         """float32 [B, width] -> [B, F]."""

@@ -1,7 +1,7 @@
 """The model that a federation trains: an encoder per modality, translators between them, and a fusion head.
 
-It knows its parameters by component ("encoder.image", "translator.image_to_text", "fusion"): what a site owns,
-uploads and has averaged is always a whole component.
+It knows its parameters by component ("encoder.image", "translator.image_to_text", "fusion"): what a site
+owns, uploads and has averaged is always a whole component.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from secure_fed.data.records import ModalitySpec, Records, Schema
 from secure_fed.errors import ConfigError
 from secure_fed.models.batch import Batch
-from secure_fed.models.bert import BertEncoder
 from secure_fed.models.config import (
     BertConfig,
     FilterbankConfig,
@@ -27,7 +26,6 @@ from secure_fed.models.config import (
     ResNetConfig,
     SmallCnnConfig,
 )
-from secure_fed.models.convolutional import ResNetEncoder, SmallCnnEncoder
 from secure_fed.models.encoders import Encoder, NgramEncoder, TabularEncoder
 from secure_fed.models.filterbank import FilterbankEncoder
 from secure_fed.models.translators import Translator, build_translator
@@ -65,9 +63,7 @@ class MultimodalModel(nn.Module):
             components.setdefault(component, []).append(name)
         named = [name for names in components.values() for name in names]
         if len(set(named)) != len(named) or len(named) != len({id(p) for p in self.parameters()}):
-            raise ConfigError(
-                "a parameter belongs to no component or to two: give each module its own parameters"
-            )
+            raise ConfigError("a parameter belongs to no component or to two: give each module its own parameters")
         return {component: tuple(names) for component, names in components.items()}
 
     def components(self) -> dict[str, tuple[str, ...]]:
@@ -81,9 +77,7 @@ class MultimodalModel(nn.Module):
     def component_parameters(self, component: str) -> list[nn.Parameter]:
         """The parameters of `component`, in order. Raises ConfigError, naming the known components."""
         if component not in self._components:
-            raise ConfigError(
-                f"unknown component {component!r}: this model has {', '.join(self._components)}"
-            )
+            raise ConfigError(f"unknown component {component!r}: this model has {', '.join(self._components)}")
         return [self.get_parameter(name) for name in self._components[component]]
 
     def component_module(self, component: str) -> nn.Module:
@@ -102,14 +96,10 @@ class MultimodalModel(nn.Module):
         parameters = self.component_parameters(component)
         size = sum(p.numel() for p in parameters)
         if flat.shape != (size,):
-            raise ConfigError(
-                f"component {component!r} has {size} numbers, got an array of shape {flat.shape}"
-            )
+            raise ConfigError(f"component {component!r} has {size} numbers, got an array of shape {flat.shape}")
         source = torch.from_numpy(np.ascontiguousarray(flat, dtype=np.float32))
         with torch.no_grad():
-            for parameter, part in zip(
-                parameters, torch.split(source, [p.numel() for p in parameters]), strict=True
-            ):
+            for parameter, part in zip(parameters, torch.split(source, [p.numel() for p in parameters]), strict=True):
                 parameter.copy_(part.view_as(parameter))
 
     def digest(self) -> bytes:
@@ -140,7 +130,7 @@ class MultimodalModel(nn.Module):
         return feature * present.unsqueeze(1)
 
     def translate(self, source: str, target: str, feature: Tensor) -> Tensor:
-        """The target's feature [B, F] as imputed from the source's. Raises ConfigError without that translator."""
+        """The target's feature [B, F], imputed from the source's. Raises ConfigError without such a translator."""
         key = f"{source}_to_{target}"
         if key not in self.translators:
             known = ", ".join(self.translators) or "none"
@@ -160,13 +150,11 @@ class MultimodalModel(nn.Module):
         return encoder
 
 
-def build_model(
-    schema: Schema, config: ModelConfig, pairs: Iterable[tuple[str, str]], seed: int
-) -> MultimodalModel:
+def build_model(schema: Schema, config: ModelConfig, pairs: Iterable[tuple[str, str]], seed: int) -> MultimodalModel:
     """The model of `schema` with a translator for each (source, target) of `pairs`.
 
-    A component's initial weights depend on `seed` and its own name only: neither on the other components nor on
-    torch's global generator, which is left as it was. Raises ConfigError for an unknown or repeated modality.
+    A component's initial weights depend on `seed` and its own name only: neither on the other components nor
+    on torch's global generator, which is left as it was. Raises ConfigError for an unknown or repeated modality.
     """
     unknown = sorted(set(config.encoders) - set(schema.names))
     if unknown:
@@ -180,9 +168,7 @@ def build_model(
     for source, target in pairs:
         schema.modality(source), schema.modality(target)
         if source == target or (source, target) in translators:
-            raise ConfigError(
-                f"translator {source!r} to {target!r}: expected two modalities, and each pair once"
-            )
+            raise ConfigError(f"translator {source!r} to {target!r}: expected two modalities, and each pair once")
         with _seeded(seed, f"translator.{source}_to_{target}"):
             translators[source, target] = build_translator(config.translator, width, scale)
     with _seeded(seed, FUSION):
@@ -196,13 +182,18 @@ def _build_encoder(spec: ModalitySpec, config: ModelConfig) -> Encoder:
     chosen, width, scale = config.encoder_for(spec), config.feature_width, config.feature_scale
     if isinstance(chosen, FilterbankConfig):
         return FilterbankEncoder(width, scale)
-    if isinstance(chosen, SmallCnnConfig):
-        return SmallCnnEncoder(chosen.channels, width, scale)
-    if isinstance(chosen, ResNetConfig):
+    if isinstance(chosen, SmallCnnConfig | ResNetConfig):
+        # torchvision and transformers take seconds to import: only those wait who use them.
+        from secure_fed.models.convolutional import ResNetEncoder, SmallCnnEncoder
+
+        if isinstance(chosen, SmallCnnConfig):
+            return SmallCnnEncoder(chosen.channels, width, scale)
         return ResNetEncoder(chosen.name, chosen.weights, width, scale)
     if isinstance(chosen, NgramsConfig):
         return NgramEncoder(width, scale)
     if isinstance(chosen, BertConfig):
+        from secure_fed.models.bert import BertEncoder
+
         return BertEncoder(chosen, width, scale)
     return TabularEncoder(spec.shape[0], width, scale, chosen.hidden if chosen.name == "mlp" else None)
 

@@ -36,7 +36,7 @@ class Translator(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of plain linear layers, which DP-SGD's hooks can see (Vaswani et al. 2017, 3.2)."""
+    """Multi-head attention of plain linear layers, which hooks can see (Vaswani et al. 2017, 3.2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -91,8 +91,7 @@ class MemoryDecoder(nn.Module):
         # An embedding, not a bare parameter: per-record gradients are known for the former.
         self.memory = nn.Embedding(config.memory_tokens, config.width)
         self.layers = nn.ModuleList(
-            DecoderLayer(config.width, config.heads, config.feed_forward, config.dropout)
-            for _ in range(config.depth)
+            DecoderLayer(config.width, config.heads, config.feed_forward, config.dropout) for _ in range(config.depth)
         )
 
     def forward(self, feature: Tensor) -> Tensor:

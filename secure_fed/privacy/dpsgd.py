@@ -37,11 +37,11 @@ def dp_sgd(
     training: TrainingOptions,
     noise: NoiseSource,
 ) -> None:
-    """Train `components` of `model` in place by exactly `plan.steps` noisy steps; everything else stays as it is.
+    """Train `components` of `model` in place by exactly `plan.steps` noisy steps; all else stays as it is.
 
-    An empty Poisson batch still adds noise and steps. A record whose gradient is not finite counts as zero and is
-    never an error. Gradient sums are divided by the plan's public expected batch. Raises PrivacyError for a model
-    or loss that has no per-record gradient, ConfigError for an unknown component.
+    An empty Poisson batch still adds noise and steps. A record whose gradient is not finite counts as zero and
+    is never an error. Gradient sums are divided by the plan's public expected batch. Raises PrivacyError for a
+    model or loss that has no per-record gradient, ConfigError for an unknown component.
     """
     with _own_torch_generator(noise), record_gradients(model, components, loss) as gradients:
         optimizer = ClippedNoisyOptimizer(_optimizer(gradients.trained, training), gradients, plan, noise)
@@ -81,8 +81,8 @@ def plain_sgd(
 class ClippedNoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is untyped
     """Opacus' optimizer with our noise, our treatment of non-finite records and a public denominator.
 
-    Clipping is flat: one L2 norm over all trained parameters. `clip_and_accumulate` may be called any number of
-    times (physical parts of one Poisson batch) before `release`; no call at all is an empty batch.
+    Clipping is flat: one L2 norm over all trained parameters. `clip_and_accumulate` may be called any number
+    of times (physical parts of one Poisson batch) before `release`; no call at all is an empty batch.
     """
 
     def __init__(
@@ -108,10 +108,11 @@ class ClippedNoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is unt
         super().zero_grad(set_to_none)
 
     def clip_and_accumulate(self) -> None:
-        """Add the clipped per-record gradients of the last backward pass to each parameter's `summed_grad`."""
+        """Add the clipped gradients of the last backward pass to each parameter's `summed_grad`."""
         clipped = self._gradients.clipped_sums(self.max_grad_norm)
         for parameter, part in zip(self._gradients.trained, clipped, strict=True):
-            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad + part  # type: ignore[attr-defined]
+            summed = parameter.summed_grad  # type: ignore[attr-defined]  # Opacus' own attribute
+            parameter.summed_grad = part if summed is None else summed + part  # type: ignore[attr-defined]
 
     def add_noise(self) -> None:
         """grad = summed_grad + N(0, (noise_multiplier * max_grad_norm)^2), added in float64."""
@@ -139,7 +140,7 @@ class ClippedNoisyOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus is unt
 def clipped_gradient_sum(
     model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch, max_grad_norm: float
 ) -> Tensor:
-    """What one step over all of `batch` would noise, un-noised: float32 [P]. PRIVATE, for preflight and tests."""
+    """What one step over all of `batch` would noise: float32 [P]. PRIVATE, for preflight and tests."""
     with record_gradients(model, components, loss) as gradients:
         gradients.backward(batch)
         return flat(gradients.clipped_sums(max_grad_norm))

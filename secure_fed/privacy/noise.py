@@ -1,4 +1,4 @@
-"""Where the randomness of privacy comes from: an AES-256-CTR keystream turned into normals and Poisson samples.
+"""Where the randomness of privacy comes from: an AES-256-CTR keystream, as normals and Poisson samples.
 
 torch's and numpy's generators are seedable and predictable, and their normals can be told apart in floating
 point; nothing that protects a record is drawn from them.
@@ -30,8 +30,8 @@ _BLOCK = 4096  # normals made at a time: even, and small enough for a processor'
 class NoiseSource(ABC):
     """A stream of secret random numbers. Subclasses say where the key comes from.
 
-    Not for sharing between threads. A stream is never copied: two holders of one stream would add the same noise,
-    which cancels in their difference.
+    Not for sharing between threads. A stream is never copied: two holders of one stream would add the same
+    noise, which cancels in their difference.
     """
 
     rng_class: ClassVar[str]
@@ -45,9 +45,7 @@ class NoiseSource(ABC):
         """The running keystream."""
 
     def __reduce__(self) -> NoReturn:
-        raise PrivacyError(
-            f"{type(self).__name__} cannot be copied or pickled: derive(label) a stream of its own"
-        )
+        raise PrivacyError(f"{type(self).__name__} cannot be copied or pickled: derive(label) a stream of its own")
 
     def normal(self, shape: Sequence[int], std: float, dtype: torch.dtype = torch.float32) -> Tensor:
         """Independent N(0, std^2) of `shape`, computed in float64, returned as `dtype`.
@@ -85,7 +83,7 @@ class NoiseSource(ABC):
     def _standard_normals(self, count: int) -> Tensor:
         """Box-Muller (1958), four pairs of uniforms for every two normals; float64 [count], count even."""
         half = count // 2
-        # (k + 1/2) 2^-53 lies in (0, 1]: the logarithm is finite, each of the four terms reaches 8.6 deviations.
+        # (k + 1/2) 2^-53 lies in (0, 1]: the logarithm is finite, and each term reaches 8.6 deviations.
         uniforms = torch.from_numpy((self._words(8 * half) >> np.uint64(11)).astype(np.float64)).add_(0.5)
         radius, angle = uniforms.mul_(_UNIT).reshape(2, 4, half)
         radius = radius.log_().mul_(-2.0).sqrt_()
@@ -131,7 +129,7 @@ class ReproducibleNoise(NoiseSource):
         self._keystream = _keystream(self._key)
 
     def derive(self, label: str) -> ReproducibleNoise:
-        """A stream that depends on the seed and on the labels on the way to it, not on what was drawn before."""
+        """A stream that depends on the seed and the labels on the way to it, not on what was drawn before."""
         child = ReproducibleNoise.__new__(ReproducibleNoise)
         child._key = _hkdf(self._key, label)
         child._keystream = _keystream(child._key)

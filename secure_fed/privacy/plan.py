@@ -1,4 +1,4 @@
-"""What a phase does to privacy, in one frozen object that knows its own mechanism; and, apart, what it does not.
+"""What a phase does to privacy, in one frozen object that knows its mechanism; apart, what it does not.
 
 Sensitivity is the clip bound by construction: it is never a parameter of its own.
 """
@@ -17,9 +17,9 @@ from secure_fed.errors import PrivacyError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingPlan:
-    """`steps` Poisson samples at `sample_rate` of a data set that its owner declares to hold `declared_n` records.
+    """`steps` Poisson samples at `sample_rate` of a data set that is declared to hold `declared_n` records.
 
-    The declared number is public; the true one is private and appears nowhere. Raises PrivacyError on bad values.
+    The declared number is public; the true one is private and appears nowhere. Raises PrivacyError.
     """
 
     phase: str
@@ -40,8 +40,11 @@ class SamplingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPlan(SamplingPlan):
-    """DP-SGD (Abadi et al., arXiv 1607.00133): per-record gradients clipped to `max_grad_norm` in L2, summed, and
-    noised with standard deviation `noise_multiplier * max_grad_norm`; neighbours add or remove one record."""
+    """DP-SGD (Abadi et al., arXiv 1607.00133) on one phase.
+
+    Per-record gradients are clipped to `max_grad_norm` in L2, summed, and noised with standard deviation
+    `noise_multiplier * max_grad_norm`; neighbouring data sets differ by adding or removing one record.
+    """
 
     max_grad_norm: float
     noise_multiplier: float

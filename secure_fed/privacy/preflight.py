@@ -25,10 +25,8 @@ TOLERANCE = 1e-5
 _AGREEMENT = 1e-3
 
 
-def preflight(
-    model: MultimodalModel, components: Sequence[str], loss: Loss, max_grad_norm: float, seed: int
-) -> None:
-    """Raise PrivacyError where `loss` couples records, uses weights past the hooks, or exceeds the clip bound.
+def preflight(model: MultimodalModel, components: Sequence[str], loss: Loss, max_grad_norm: float, seed: int) -> None:
+    """Raise PrivacyError where `loss` couples records, passes the hooks by, or exceeds the clip bound.
 
     Runs on 6 made-up records; the model is left as it was.
     """
@@ -39,15 +37,15 @@ def preflight(
         ratio = leave_one_out_sensitivity(model, components, loss, batch, max_grad_norm)
     if ratio > 1.0 + TOLERANCE:
         raise PrivacyError(
-            f"one record changes the clipped gradient sum by {ratio:.3g} times max_grad_norm={max_grad_norm}: "
-            "the loss or a layer lets records influence each other"
+            f"one record changes the clipped gradient sum by {ratio:.3g} times max_grad_norm="
+            f"{max_grad_norm}: the loss or a layer lets records influence each other"
         )
 
 
 def leave_one_out_sensitivity(
     model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch, max_grad_norm: float
 ) -> float:
-    """max over records x of |clipped sum(D) - clipped sum(D without x)| / C, without noise; at most 1 if sound."""
+    """max over records x of |clipped sum(D) - clipped sum(D without x)| / C, un-noised; at most 1 if sound."""
     whole = clipped_gradient_sum(model, components, loss, batch, max_grad_norm)
     everyone = torch.arange(len(batch))
     largest = 0.0
@@ -117,28 +115,25 @@ def _refuse_coupling(model: MultimodalModel, components: Sequence[str], loss: Lo
         together = loss(model, batch)
         if together.shape != (len(batch),):
             raise PrivacyError(
-                f"the loss returned shape {tuple(together.shape)} for {len(batch)} records: return one value each"
+                f"the loss returned shape {tuple(together.shape)} for {len(batch)} records: return one value "
+                "for each of them"
             )
         alone = torch.cat([loss(model, batch.select(torch.tensor([i]))) for i in range(len(batch))])
     if not torch.allclose(together, alone, rtol=_AGREEMENT, atol=_AGREEMENT):
         raise PrivacyError(
-            "a record's loss changes with the company it is in: compute it from that record alone (no contrast over "
-            "the batch, no batch statistics)"
+            "a record's loss changes with the company it is in: compute it from that record alone (no contrast "
+            "over the batch, no batch statistics)"
         )
 
 
-def _refuse_missed_gradients(
-    model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch
-) -> None:
-    """The sum of per-record gradients must be what autograd finds: hooks miss weights used past their layer."""
+def _refuse_missed_gradients(model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch) -> None:
+    """Per-record gradients must add up to what autograd finds: hooks miss weights used past their layer."""
     with record_gradients(model, components, loss) as gradients:
         gradients.backward(batch)
         by_autograd = gradients.plain_sum()
         by_record = flat(gradients.clipped_sums(float("inf")))
-    if not torch.allclose(
-        by_record, by_autograd, rtol=_AGREEMENT, atol=_AGREEMENT * float(by_autograd.abs().max())
-    ):
+    if not torch.allclose(by_record, by_autograd, rtol=_AGREEMENT, atol=_AGREEMENT * float(by_autograd.abs().max())):
         raise PrivacyError(
-            "the per-record gradients do not add up to the gradient: the loss uses a layer's weights without calling "
-            "the layer (say, tied weights), so part of a record's influence would go uncounted"
+            "the per-record gradients do not add up to the gradient: the loss uses a layer's weights without "
+            "calling the layer (say, tied weights), so part of a record's influence would go uncounted"
         )

@@ -1,4 +1,4 @@
-"""Per-record gradients of any loss over a model's components, by Opacus' hooks; the model is put back afterwards.
+"""Per-record gradients of any loss over a model's components, by Opacus' hooks; the model is put back.
 
 What cannot be differentiated record by record is refused here, before a single record is read.
 """
@@ -40,8 +40,8 @@ class PerRecordLoss(nn.Module):
         losses = self._loss(self.model, batch)
         if losses.shape != (len(batch),):
             raise PrivacyError(
-                f"the loss returned shape {tuple(losses.shape)} for {len(batch)} records: return one value per record "
-                "(reduction='none', then a mean or sum over everything but the records)"
+                f"the loss returned shape {tuple(losses.shape)} for {len(batch)} records: return one value per "
+                "record (reduction='none', then a mean or sum over everything but the records)"
             )
         return losses
 
@@ -69,9 +69,7 @@ class FactoringHooks(GradSampleModule):  # type: ignore[misc]  # opacus is untyp
             for parameter in module.parameters(recurse=False):
                 parameter._forward_counter = 0  # type: ignore[attr-defined]
         else:
-            super().capture_backprops_hook(
-                module, _forward_input, forward_output, loss_reduction, batch_first
-            )
+            super().capture_backprops_hook(module, _forward_input, forward_output, loss_reduction, batch_first)
 
 
 def _applied_once_to_rows(module: nn.Module) -> bool:
@@ -85,14 +83,12 @@ def _applied_once_to_rows(module: nn.Module) -> bool:
 
 
 class RecordGradients:
-    """The per-record gradients of the last batch, as rows [B, P_i] or as factors. Made by `record_gradients`."""
+    """Per-record gradients of the last batch, as rows [B, P_i] or factors. Made by `record_gradients`."""
 
     def __init__(self, wrapped: FactoringHooks, trained: list[nn.Parameter]) -> None:
         self.trained = trained
         self._wrapped = wrapped
-        self._layers = [
-            m for m in wrapped.modules() if any(p.requires_grad for p in m.parameters(recurse=False))
-        ]
+        self._layers = [m for m in wrapped.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
 
     def backward(self, batch: Batch) -> None:
         """Per-record gradients of `batch` (B >= 1), replacing those of the batch before.
@@ -108,12 +104,12 @@ class RecordGradients:
             for name, parameter in layer.named_parameters(recurse=False):
                 if hasattr(parameter, "_current_grad_sample"):
                     raise PrivacyError(
-                        f"{type(layer).__name__}.{name} was applied more often than its result was used in the "
-                        "loss: compute only what the loss needs, or detach the rest"
+                        f"{type(layer).__name__}.{name} was applied more often than its result was used in "
+                        "the loss: compute only what the loss needs, or detach the rest"
                     )
 
     def clipped_sums(self, max_grad_norm: float) -> list[Tensor]:
-        """For each trained parameter: sum over records of g * min(1, C / |g|), |g| over all parameters together.
+        """For each trained parameter: sum over records of g * min(1, C / |g|), |g| over all of them together.
 
         A record whose gradient is not finite, or whose norm overflows, adds zero.
         """
@@ -187,18 +183,20 @@ class _Rows:
     parameter: nn.Parameter
 
     def norms(self) -> Tensor:
-        return torch.linalg.vector_norm(self.rows, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.rows, dim=1)
+        return norms
 
     def without(self, records: Tensor) -> _Rows:
         return _Rows(self.rows.masked_fill(records.unsqueeze(1), 0.0), self.parameter)
 
     def weighted_sums(self, weights: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(self.parameter, (weights @ self.rows).view_as(self.parameter))]
+        summed: Tensor = weights @ self.rows
+        return [(self.parameter, summed.view_as(self.parameter))]
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """The gradients of a linear layer: outer products of `outputs` [B, O] and `inputs` [B, I], bias included."""
+    """Gradients of a linear layer: outer products of `outputs` [B, O] and `inputs` [B, I]; bias included."""
 
     inputs: Tensor
     outputs: Tensor
@@ -217,9 +215,7 @@ class _Factors:
 
     def without(self, records: Tensor) -> _Factors:
         drop = records.unsqueeze(1)
-        return _Factors(
-            self.inputs.masked_fill(drop, 0.0), self.outputs.masked_fill(drop, 0.0), self.weight, self.bias
-        )
+        return _Factors(self.inputs.masked_fill(drop, 0.0), self.outputs.masked_fill(drop, 0.0), self.weight, self.bias)
 
     def weighted_sums(self, weights: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         outputs = weights.unsqueeze(1) * self.outputs
@@ -228,9 +224,7 @@ class _Factors:
 
 
 @contextmanager
-def record_gradients(
-    model: MultimodalModel, components: Sequence[str], loss: Loss
-) -> Iterator[RecordGradients]:
+def record_gradients(model: MultimodalModel, components: Sequence[str], loss: Loss) -> Iterator[RecordGradients]:
     """Freeze all but `components`, hook the model, and restore it on the way out, whatever happens.
 
     Raises PrivacyError for a layer whose per-record gradient is unknown or that couples records, and where a
@@ -242,7 +236,10 @@ def record_gradients(
         module.training = True  # the validator's wish; the components' own modes are set already
         _refuse_by_validator(module)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        wrapped = FactoringHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+        try:
+            wrapped = FactoringHooks(module, batch_first=True, loss_reduction="sum", strict=True)
+        except NotImplementedError as error:  # a trained layer with a buffer
+            raise PrivacyError(f"Opacus refuses the model: {error}") from error
         gradients = RecordGradients(wrapped, trained)
         try:
             with warnings.catch_warnings():
@@ -253,14 +250,12 @@ def record_gradients(
             gradients.close()
             moved = _restore_buffers(model, buffers)
         if moved:
-            raise PrivacyError(
-                f"buffer {moved!r} moved while training: it would be released without noise; remove it"
-            )
+            raise PrivacyError(f"buffer {moved!r} moved while training: it would be released without noise; remove it")
 
 
 @contextmanager
 def only_trained(model: MultimodalModel, components: Sequence[str]) -> Iterator[list[nn.Parameter]]:
-    """Freeze everything but `components` (frozen ones in eval mode), yield their parameters, restore all flags."""
+    """Freeze all but `components` (the frozen in eval mode), yield their parameters, restore all flags."""
     if not components or len(set(components)) != len(components):
         raise PrivacyError(f"components={list(components)}: expected at least one, and none of them twice")
     trained = [parameter for component in components for parameter in model.component_parameters(component)]
@@ -282,15 +277,13 @@ def only_trained(model: MultimodalModel, components: Sequence[str]) -> Iterator[
 
 
 def refuse_unsupported_layers(model: nn.Module) -> None:
-    """Raise PrivacyError for any layer that keeps statistics of its inputs, or that is trained and unknown."""
+    """Raise PrivacyError for a layer that keeps statistics of its inputs, or is trained and unknown."""
     for name, module in model.named_modules():
         # InstanceNorm without running statistics treats each record alone and is allowed.
-        if isinstance(module, _NormBase) and (
-            module.track_running_stats or "BatchNorm" in type(module).__name__
-        ):
+        if isinstance(module, _NormBase) and (module.track_running_stats or "BatchNorm" in type(module).__name__):
             raise PrivacyError(
-                f"layer {name!r} is a {type(module).__name__}: it mixes the records of a batch and keeps un-noised "
-                "statistics, even where its weights are frozen: use GroupNorm or LayerNorm"
+                f"layer {name!r} is a {type(module).__name__}: it mixes the records of a batch and keeps "
+                "un-noised statistics, even where its weights are frozen: use GroupNorm or LayerNorm"
             )
         trained = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         if trained and type(module) not in GradSampleModule.GRAD_SAMPLERS:

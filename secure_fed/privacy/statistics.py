@@ -16,14 +16,13 @@ from secure_fed.privacy.plan import StatisticPlan
 
 
 def noisy_sum(per_record: Tensor, plan: StatisticPlan, noise: NoiseSource) -> npt.NDArray[np.float64]:
-    """Sum of the rows of `per_record` [n, P], each clipped to L2 norm `plan.bound`, plus N(0, (sigma bound)^2) [P].
+    """Sum of the rows of `per_record` [n, P], each clipped to L2 norm `plan.bound`, noised: float64 [P].
 
-    A row that is not finite counts as zero. No record (n = 0) still gives noise. Raises PrivacyError unless 2-D.
+    The noise is N(0, (noise_multiplier * bound)^2), also where there is no record. A row that is not finite
+    counts as zero. Raises PrivacyError where the rows are not rows.
     """
     if per_record.ndim != 2:
-        raise PrivacyError(
-            f"phase {plan.phase!r}: expected one row per record, got shape {tuple(per_record.shape)}"
-        )
+        raise PrivacyError(f"phase {plan.phase!r}: expected one row per record, got shape {tuple(per_record.shape)}")
     summed = clipped_sum(per_record, plan.bound)
     released: npt.NDArray[np.float64] = (
         summed + noise.normal(summed.shape, plan.noise_multiplier * plan.bound, dtype=torch.float64)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from secure_fed.accounting import Mechanism, Relation, epsilon, epsilon_by_round
-from secure_fed.errors import DataError, LedgerError
+from secure_fed.errors import LedgerError
 from secure_fed.ledger import Genesis, Plan, Reserve, read_ledger
 from secure_fed.report.run_folder import RunFolder
 
 # A point of a curve costs about 20 ms, a total about 100 ms: together they keep a report below some seconds.
-MOST_POINTS = 90
+MOST_POINTS = 100
 MOST_CURVES = 10
 TOLERANCE = 2e-3
 """How far the summary's epsilon may lie from the recomputed one, relative above 1: both are upper bounds."""
@@ -98,8 +98,7 @@ def read_budget(run: RunFolder) -> Budget:
     groups: dict[tuple[tuple[int, tuple[Mechanism, ...]], ...], list[str]] = {}
     for ledger in ledgers:
         groups.setdefault(ledger.charges, []).append(ledger.site)
-    # Most steps first is nearly most spent first; only the order of what is drawn depends on it.
-    ordered = sorted(groups, key=_steps, reverse=True)
+    ordered = sorted(groups, key=_weight, reverse=True)
     points = max(4, MOST_POINTS // max(1, min(len(ordered), MOST_CURVES)))
     relation = run.summary.relation
     curves = [_curve(charges, groups[charges], delta, relation, points) for charges in ordered[:MOST_CURVES]]
@@ -119,10 +118,7 @@ def read_budget(run: RunFolder) -> Budget:
 def _read(run: RunFolder, site: str, path: Path) -> SiteLedger:
     records = read_ledger(path)
     genesis = records[0].body
-    member = run.roster.members.get(site)
-    if member is None:
-        raise DataError(f"{run.path / 'roster.json'} lacks {site}, which summary.json names as a member.")
-    if not isinstance(genesis, Genesis) or genesis.public_key != member.public_key:
+    if not isinstance(genesis, Genesis) or genesis.public_key != run.roster.members[site].public_key:
         raise LedgerError(
             f"The ledger {path} is signed by another key than the roster gives {site}: it is not that "
             f"site's. See: secure-fed verify {run.path}"
@@ -132,9 +128,7 @@ def _read(run: RunFolder, site: str, path: Path) -> SiteLedger:
     charges: dict[int, list[Mechanism]] = {}
     for body in own:
         charges.setdefault(body.round, []).append(body.mechanism)
-    plans = [
-        body for record in records if isinstance(body := record.body, Plan) and body.run == run.summary.run
-    ]
+    plans = [body for record in records if isinstance(body := record.body, Plan) and body.run == run.summary.run]
     return SiteLedger(
         site=site,
         charges=tuple((number, tuple(charges[number])) for number in sorted(charges)),
@@ -156,9 +150,7 @@ def _curve(
     """The curve, composed at `points` of the rounds: the last is always among them."""
     if not charges:
         return Curve(tuple(sites), (0,), (0.0,), 1)
-    wanted = sorted(
-        {math.ceil((i + 1) * len(charges) / points) - 1 for i in range(points)} & {*range(len(charges))}
-    )
+    wanted = sorted({math.ceil((i + 1) * len(charges) / points) - 1 for i in range(points)} & {*range(len(charges))})
     chunks: list[list[Mechanism]] = []
     begin = 0
     for index in wanted:
@@ -183,21 +175,27 @@ def _mechanisms(ledgers: Iterable[SiteLedger]) -> tuple[ChargedMechanism, ...]:
     )
 
 
-def _discrepancies(
-    curves: Iterable[Curve], stated: Mapping[str, float | None]
-) -> dict[str, tuple[float, float]]:
+def _discrepancies(curves: Iterable[Curve], stated: Mapping[str, float | None]) -> dict[str, tuple[float, float]]:
     """Site -> (stated, recomputed) where the summary and the ledger disagree."""
     found: dict[str, tuple[float, float]] = {}
     for curve in curves:
         for site in curve.sites:
             value = stated.get(site)
+            value = 0.0 if value is None and curve.total == 0 else value
             if value is None or not math.isclose(value, curve.total, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
                 found[site] = (math.nan if value is None else value, curve.total)
     return found
 
 
-def _steps(charges: Iterable[tuple[int, tuple[Mechanism, ...]]]) -> int:
-    return sum(m.steps for m in _all(charges))
+def _weight(charges: Iterable[tuple[int, tuple[Mechanism, ...]]]) -> float:
+    """Grows with epsilon, cheaply: the central limit of composition is governed by the sum of q^2 / sigma^2.
+
+    It only decides which curves are drawn where there are too many (Dong, Roth and Su 2022, section 4).
+    """
+    ratios = (
+        m.steps * (m.sample_rate / m.noise_multiplier) ** 2 if m.noise_multiplier else math.inf for m in _all(charges)
+    )
+    return sum(ratios)
 
 
 def _all(charges: Iterable[tuple[int, tuple[Mechanism, ...]]]) -> list[Mechanism]:

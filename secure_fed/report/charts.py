@@ -43,13 +43,15 @@ def budget_chart(budget: Budget, summary: Summary, last_round: int) -> str | Non
         text = f"limit {formats.limit(limit)}"
         parts.append(element("text", text, class_="limit-text", x=area.x.start + 6, y=y - 6))
     labels = []
-    # The largest is drawn last, on top of the others.
+    # Many lines: only the most and the least are told apart. The largest is drawn last, on top of the others.
+    named = set(range(len(curves))) if len(curves) <= COLOURS else {0, len(curves) - 1}
     for index, curve in reversed(list(enumerate(curves))):
-        class_ = f"c{index % COLOURS}"
-        name = _who(curve)
-        title = f"{', '.join(curve.sites)}: ε {formats.epsilon(curve.total)}"
+        class_ = f"c{index % COLOURS}" if index in named else "other"
+        spent = f"ε {formats.epsilon(curve.total)}"
+        title = f"{', '.join(curve.sites)}: {spent}"
         parts.append(polyline(_spending(area, curve, last_round), class_, title))
-        labels.append((area.y(curve.total), name, f"ε {formats.epsilon(curve.total)}", class_))
+        if index in named:
+            labels.append((area.y(curve.total), formats.ranges(curve.sites, limit=15), spent, class_))
     parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
     return document(area.width, area.height, "Privacy budget spent against rounds", parts)
 
@@ -64,11 +66,6 @@ def _spending(area: Frame, curve: Curve, last_round: int) -> list[tuple[float, f
     return [(area.x(x), area.y(y)) for x, y in steps(points)]
 
 
-def _who(curve: Curve) -> str:
-    names = formats.ranges(curve.sites)
-    return names if len(names) <= 15 else formats.plural(len(curve.sites), "site")
-
-
 def auroc_chart(rows: Sequence[Step], modalities: Sequence[str]) -> str | None:
     """Macro AUROC with everything and with each modality missing, phases shaded behind."""
     lines = auroc_lines(rows, modalities)
@@ -79,15 +76,11 @@ def auroc_chart(rows: Sequence[Step], modalities: Sequence[str]) -> str | None:
     high = max(values)
     margin = max(0.02, (high - low) * 0.06)
     first, last = rows[0].round + 1, rows[-1].round + 1
-    area = frame(
-        (min(1, first), max(last, first + 1)), (low - margin, min(1.0, high + margin)), right=118, top=44
-    )
+    area = frame((min(1, first), max(last, first + 1)), (low - margin, min(1.0, high + margin)), right=118, top=44)
     parts = [*_phases(area, rows), *axes(area, "round", "AUROC, macro")]
     y = area.y(CHANCE)
     parts.append(element("line", class_="chance", x1=area.x.start, x2=area.x.stop, y1=y, y2=y))
-    parts.append(
-        element("text", "chance", class_="chance-text", x=area.x.stop - 4, y=y - 5, text_anchor="end")
-    )
+    parts.append(element("text", "chance", class_="chance-text", x=area.x.stop - 4, y=y - 5, text_anchor="end"))
     labels = []
     for index, (name, points) in reversed(list(enumerate(lines.items()))):
         class_ = f"c{index % COLOURS}" + (" strong" if index == 0 else "")
@@ -95,9 +88,7 @@ def auroc_chart(rows: Sequence[Step], modalities: Sequence[str]) -> str | None:
         parts.append(polyline(places, class_, f"{name}: {points[-1][1]:.3f} after round {points[-1][0]}"))
         if len(points) <= 40:
             parts += [
-                element(
-                    "circle", class_=f"dot {class_}", cx=x, cy=place, r=2.2, title=f"round {n}: {value:.3f}"
-                )
+                element("circle", class_=f"dot {class_}", cx=x, cy=place, r=2.2, title=f"round {n}: {value:.3f}")
                 for (x, place), (n, value) in zip(places, points, strict=True)
             ]
         labels.append((places[-1][1], name, f"{points[-1][1]:.3f}", class_))
@@ -137,28 +128,30 @@ def _phases(area: Frame, rows: Sequence[Step]) -> list[str]:
                 height=area.y.start - area.y.stop,
             )
         )
-        if end - begin > 6.4 * len(name):
+        if end - begin > 5.8 * len(name):
             middle = (begin + end) / 2
-            parts.append(
-                element("text", name, class_="band-text", x=middle, y=area.y.stop - 6, text_anchor="middle")
-            )
+            parts.append(element("text", name, class_="band-text", x=middle, y=area.y.stop - 6, text_anchor="middle"))
     return parts
 
 
 def survivors_chart(rows: Sequence[Step], summary: Summary) -> str | None:
-    """Who began and who finished each round; None where nobody ever dropped out."""
-    if all(row.survivors >= row.participants for row in rows):
+    """Who began and who finished each round; None where nobody was ever away."""
+    if all(row.survivors >= summary.sites for row in rows):
         return None
     last = rows[-1].round + 1
-    most = max(row.participants for row in rows)
+    most = max([summary.sites, *(row.participants for row in rows)])
     area = frame((0, last + 0.5), (0, most * 1.06), width=1100, height=230, right=118)
     parts = axes(area, "round", "sites", whole=True)
     width = min(26.0, (area.x.stop - area.x.start) / (last + 0.5) * 0.72)
     for row in rows:
         left = area.x(row.round + 1) - width / 2
-        lost = row.participants - row.survivors
-        title = f"round {row.round + 1}: {row.survivors} of {row.participants} survived"
-        for class_, low, high in (("stayed", 0, row.survivors), ("lost", row.survivors, row.participants)):
+        title = f"round {row.round + 1}: {row.participants} of {summary.sites} began, {row.survivors} stayed"
+        stages = (
+            ("stayed", 0, row.survivors),
+            ("lost", row.survivors, row.participants),
+            ("away", row.participants, summary.sites),
+        )
+        for class_, low, high in stages:
             if high > low:
                 top = area.y(high)
                 parts.append(
@@ -172,12 +165,10 @@ def survivors_chart(rows: Sequence[Step], summary: Summary) -> str | None:
                         height=area.y(low) - top,
                     )
                 )
-        if lost and width > 11:
+        if row.survivors < summary.sites and width > 11:
             y = area.y(row.survivors) + 13
             parts.append(
-                element(
-                    "text", str(row.survivors), class_="inside", x=left + width / 2, y=y, text_anchor="middle"
-                )
+                element("text", str(row.survivors), class_="inside", x=left + width / 2, y=y, text_anchor="middle")
             )
     threshold = summary.secagg.threshold
     if summary.secagg.mode == "on" and threshold:

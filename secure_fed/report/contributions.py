@@ -27,7 +27,7 @@ class ComponentRow:
     """One component's contributions.
 
     `owned`: its owners. `rounds`: site -> rounds in which its update entered the sum. `timeline`: per step,
-    how many contributed (None where the component was not trained), and whether it kept its old value.
+    how many contributed (None where it was not trained or nobody counted), and whether it kept its old value.
     """
 
     name: str
@@ -38,7 +38,7 @@ class ComponentRow:
     @property
     def trained(self) -> int:
         """Rounds in which the component was trained at all."""
-        return sum(contributors is not None for contributors, _ in self.timeline)
+        return sum(contributors is not None or below for contributors, below in self.timeline)
 
     @property
     def kept(self) -> int:
@@ -61,7 +61,7 @@ def _row(name: str, rows: Sequence[Step], summary: Summary) -> ComponentRow:
         if sites is None and not below:
             timeline.append((None, False))
             continue
-        timeline.append((len(sites or ()), below))
+        timeline.append((None if sites is None else len(sites), below))
         if not below:
             counts.update(sites or ())
     component = summary.components.get(name)
@@ -83,9 +83,7 @@ def contributions_chart(rows: Sequence[Step], summary: Summary) -> str:
         y = _TOP + index * _ROW
         name = component.name if len(component.name) <= 27 else f"{component.name[:26]}…"
         parts.append(
-            element(
-                "text", name, class_="row", x=_NAME - 10, y=y + 16, text_anchor="end", title=component.name
-            )
+            element("text", name, class_="row", x=_NAME - 10, y=y + 16, text_anchor="end", title=component.name)
         )
         for column, site in enumerate(sites):
             parts += _cell(component, site, _NAME + column * cell, y, cell)
@@ -109,18 +107,14 @@ def _cell(component: ComponentRow, site: str, x: float, y: float, cell: float) -
     width = cell - 3
     if site not in component.owned:
         title = f"{site} does not own {component.name}"
-        return [
-            element("circle", title=title, class_="absent", cx=x + width / 2, cy=y + _CELL_HEIGHT / 2, r=1.6)
-        ]
+        return [element("circle", title=title, class_="absent", cx=x + width / 2, cy=y + _CELL_HEIGHT / 2, r=1.6)]
     rounds = component.rounds[site]
     share = rounds / component.trained if component.trained else 0.0
     title = f"{site}, {component.name}: {rounds} of {formats.plural(component.trained, 'round')}"
     box: dict[str, Any] = {"x": x, "y": y, "width": width, "height": _CELL_HEIGHT, "rx": 3}
     parts = [element("rect", class_="cell-back", **box)]
     parts.append(
-        element(
-            "rect", title=title, class_="cell", fill_opacity=0.12 + 0.88 * share if rounds else 0.0, **box
-        )
+        element("rect", title=title, class_="cell", fill_opacity=0.12 + 0.88 * share if rounds else 0.0, **box)
     )
     if cell >= 20:
         class_ = "cell-text dark" if share > 0.5 else "cell-text"
@@ -145,18 +139,13 @@ def _strip(component: ComponentRow, rows: Sequence[Step], left: float, y: float)
     parts = [element("line", class_="axis", x1=left, x2=left + _STRIP, y1=bottom, y2=bottom)]
     owners = max(1, len(component.owned))
     for index, ((contributors, below), row) in enumerate(zip(component.timeline, rows, strict=True)):
-        if contributors is None:
-            continue
         place: dict[str, Any] = {"x": left + index * width, "width": max(0.6, width - min(1.5, width * 0.2))}
-        title = (
-            f"round {row.round + 1}: {formats.plural(contributors, 'contributor')} of {len(component.owned)}"
-        )
+        number = f"round {row.round + 1}"
         if below:
-            title += ", below the floor: the old value was kept"
-            parts.append(
-                element("rect", title=title, class_="below", y=y + 2, height=_CELL_HEIGHT - 2, **place)
-            )
-        else:
+            title = f"{number}: contributors below the floor, the old value was kept"
+            parts.append(element("rect", title=title, class_="below", y=y + 2, height=_CELL_HEIGHT - 2, **place))
+        elif contributors is not None:
+            title = f"{number}: {contributors} of {formats.plural(len(component.owned), 'owner')} contributed"
             high = max(1.5, (_CELL_HEIGHT - 4) * min(1.0, contributors / owners))
             parts.append(element("rect", title=title, class_="part", y=bottom - high, height=high, **place))
     return parts

@@ -71,15 +71,16 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def ranges(names: Sequence[str]) -> str:
-    """Site names shortened where they count up: `site01–site05, site09`."""
+def ranges(names: Sequence[str], *, limit: int = 10_000) -> str:
+    """Site names shortened where they count up: `site01–site05, site09`; above `limit` characters `12 sites`."""
     groups: list[list[str]] = []
     for name in names:
         if groups and _follows(groups[-1][-1], name):
             groups[-1].append(name)
         else:
             groups.append([name])
-    return ", ".join(f"{g[0]}–{g[-1]}" if len(g) > 2 else ", ".join(g) for g in groups)
+    text = ", ".join(f"{g[0]}–{g[-1]}" if len(g) > 2 else ", ".join(g) for g in groups)
+    return text if len(text) <= limit else plural(len(names), "site")
 
 
 def _follows(first: str, second: str) -> bool:

@@ -24,9 +24,7 @@ def _warnings(summary: Summary) -> list[RenderableType]:
     found: list[RenderableType] = []
     for warning in standing_warnings(summary):
         style = "bold red" if warning.level == "danger" else "yellow"
-        found.append(
-            Panel(Text(warning.text), title=Text(warning.title), title_align="left", border_style=style)
-        )
+        found.append(Panel(Text(warning.text), title=Text(warning.title), title_align="left", border_style=style))
     return found
 
 
@@ -55,6 +53,8 @@ def _table(summary: Summary) -> Table:
 def _spent(summary: Summary) -> tuple[str, str]:
     if summary.privacy == "off":
         return "∞", "privacy is off"
+    if summary.insecure_reproducible:
+        return formats.epsilon(summary.epsilon_max), "void: the noise can be repeated"
     target = "" if summary.epsilon_target is None else f"of {formats.limit(summary.epsilon_target)} "
     return formats.epsilon(summary.epsilon_max), f"{target}at δ = {formats.small(summary.delta)}"
 

@@ -40,7 +40,7 @@ def write_model_card(run: Path) -> Path:
             assumptions=wording.assumptions(folder, budget),
             budget=budget,
             training=_training(folder),
-            )
+        )
     )
     return write_whole(run / "model_card.md", text)
 

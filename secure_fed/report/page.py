@@ -5,7 +5,6 @@ Reads files of the run folder only; jinja2 escapes every value.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,12 +88,14 @@ def write_whole(path: Path, text: str) -> Path:
             "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             file.write(text)
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
+        whole = Path(file.name)
+        try:
+            whole.chmod(0o644)
+            whole.replace(path)
+        finally:
+            whole.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror}. Make the run folder writable."
-        ) from error
+        raise DataError(f"{path} cannot be written: {error.strerror}. Make room and the folder writable.") from error
     return path
 
 
@@ -106,10 +107,9 @@ def tiles(summary: Summary, rows: Sequence[Step]) -> list[Tile]:
         found.append(Tile(f"AUROC, no {name}", formats.score(value), f"{name} missing at test"))
     found.append(_epsilon_tile(summary))
     least = min(row.survivors for row in rows)
-    began = max(row.participants for row in rows)
     burned = f", {formats.count(summary.rounds_burned)} burned" if summary.rounds_burned else ""
     found += [
-        Tile("Sites", formats.count(summary.sites), f"fewest in a round: {formats.count(least)} of {began}"),
+        Tile("Sites", formats.count(summary.sites), f"fewest in a round: {formats.count(least)}"),
         Tile("Rounds", formats.count(summary.rounds), f"{summary.method}{burned}"),
         Tile("Wall time", formats.duration(summary.wall_s), f"engine {summary.engine}"),
     ]
@@ -125,9 +125,7 @@ def _epsilon_tile(summary: Summary) -> Tile:
         return Tile("Largest ε charged", formats.epsilon(spent), "void: the noise can be repeated")
     if spent is None or target is None:
         return Tile("Largest ε spent", formats.epsilon(spent), note)
-    return Tile(
-        "Largest ε spent", formats.epsilon(spent), f"of {formats.limit(target)} {note}", spent / target
-    )
+    return Tile("Largest ε spent", formats.epsilon(spent), f"of {formats.limit(target)} {note}", spent / target)
 
 
 def _figures(run: RunFolder, budget: Budget) -> list[Figure]:
@@ -159,7 +157,7 @@ def _figures(run: RunFolder, budget: Budget) -> list[Figure]:
         (
             "Participants and survivors",
             survivors_chart(rows, summary),
-            "Sites that began each round, and those that stayed to its end.",
+            "Blue: sites that stayed to the end of the round. Red: began and dropped out. Outlined: never began.",
             True,
         ),
     ]
@@ -196,8 +194,7 @@ class _Member:
 def _members(run: RunFolder, budget: Budget) -> list[_Member]:
     summary, rows = run.summary, []
     for site, facts in summary.members.items():
-        known = run.roster.members.get(site)
-        key = fingerprint(bytes.fromhex(known.public_key)) if known else ""
+        key = fingerprint(bytes.fromhex(run.roster.members[site].public_key))
         value = budget.recomputed.get(site, summary.epsilon.get(site))
         target = summary.epsilon_target
         rows.append(

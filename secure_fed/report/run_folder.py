@@ -148,16 +148,14 @@ def read_run(run: Path) -> RunFolder:
     """Read a finished run's files; raises DataError naming the file that is missing or damaged."""
     if not (run / "config.yaml").is_file():
         raise DataError(
-            f"{run} is not a run folder: it has no config.yaml. "
-            "Give the folder that `secure-fed run` printed last."
+            f"{run} is not a run folder: it has no config.yaml. Give the folder that `secure-fed run` printed last."
         )
     if not (run / "summary.json").is_file():
         raise DataError(
             f"{run} is unfinished: it has no summary.json yet. Continue it with: secure-fed run resume={run}"
         )
-    summary = parse_summary(
-        _json(run / "summary.json", _text(run / "summary.json")), str(run / "summary.json")
-    )
+    summary = parse_summary(_json(run / "summary.json", _text(run / "summary.json")), str(run / "summary.json"))
+    roster = _roster(run / "roster.json", summary)
     config = _text(run / "config.yaml")
     return RunFolder(
         path=run,
@@ -165,7 +163,7 @@ def read_run(run: Path) -> RunFolder:
         steps=_steps(run / "metrics.jsonl"),
         config=config,
         settings=_mapping(run / "config.yaml", config),
-        roster=_roster(run / "roster.json"),
+        roster=roster,
         ledgers=_ledgers(run, summary),
     )
 
@@ -210,11 +208,16 @@ def _ledgers(run: Path, summary: Summary) -> dict[str, Path]:
     return found
 
 
-def _roster(path: Path) -> Roster:
+def _roster(path: Path, summary: Summary) -> Roster:
     try:
-        return Roster.load(path)
+        roster = Roster.load(path)
     except (ConfigError, LedgerError) as error:
         raise DataError(f"{path}: {error}") from error
+    # Site names become paths: only those that the roster's strict schema let through may.
+    for site in summary.members:
+        if site not in roster.members:
+            raise DataError(f"{path} lacks {site}, which summary.json names as a member: one of them was changed.")
+    return roster
 
 
 def _mapping(path: Path, text: str) -> dict[str, JsonValue]:
@@ -239,9 +242,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path} is missing: the run folder is incomplete. Restore it, or run again."
-        ) from error
+        raise DataError(f"{path} is missing: the run folder is incomplete. Restore it, or run again.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged: byte {error.start} is not UTF-8.") from error
     except OSError as error:

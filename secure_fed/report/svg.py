@@ -80,17 +80,13 @@ def axes(area: Frame, x_label: str, y_label: str, *, whole: bool = False) -> lis
     for tick in values:
         y = area.y(tick)
         parts.append(element("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
-        parts.append(
-            element("text", f"{tick:.{digits}f}", class_="tick", x=left - 7, y=y + 3.5, text_anchor="end")
-        )
+        parts.append(element("text", f"{tick:.{digits}f}", class_="tick", x=left - 7, y=y + 3.5, text_anchor="end"))
     parts.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
     for tick in ticks(area.x.low, area.x.high, 8):
         if tick == int(tick):
             x = area.x(tick)
             parts.append(element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4))
-            parts.append(
-                element("text", str(int(tick)), class_="tick", x=x, y=bottom + 17, text_anchor="middle")
-            )
+            parts.append(element("text", str(int(tick)), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
     middle = (left + right) / 2
     parts.append(element("text", x_label, class_="label", x=middle, y=bottom + 36, text_anchor="middle"))
     parts.append(element("text", y_label, class_="label", x=4.0, y=14.0))

@@ -118,9 +118,7 @@ def _overspent(summary: Summary) -> list[Notice]:
     spent, target = summary.epsilon_max, summary.epsilon_target
     if summary.privacy == "off" or spent is None or target is None or spent <= target:
         return []
-    text = (
-        f"A site spent ε = {formats.epsilon(spent)}, above the limit of {formats.limit(target)} that was set."
-    )
+    text = f"A site spent ε = {formats.epsilon(spent)}, above the limit of {formats.limit(target)} that was set."
     return [Notice("danger", "Over budget", text)]
 
 
@@ -155,7 +153,8 @@ def _spending(summary: Summary) -> str:
         )
     target = f" of {formats.limit(summary.epsilon_target)}" if summary.epsilon_target is not None else ""
     most = [site for site, value in summary.epsilon.items() if value == summary.epsilon_max]
-    where = f" ({formats.ranges(most)})" if len(most) < len(summary.epsilon) else ", the same at every site"
+    alike = len(most) == len(summary.epsilon)
+    where = ", the same at every site" if alike else f" ({formats.ranges(most, limit=40)})"
     return (
         f"The most that a site spent is ε = {formats.epsilon(summary.epsilon_max)}{target} at "
         f"δ = {formats.small(summary.delta)}{where}."
@@ -169,23 +168,17 @@ def _aggregation(summary: Summary, rows: Sequence[Step]) -> str:
     if smallest is None:
         return "The coordinator opened no sum."
     least = min(row.survivors for row in rows)
-    began = max(row.participants for row in rows)
     lost = (
         "no site dropped out"
-        if all(row.survivors == row.participants for row in rows)
-        else f"at least {least} of {began} sites stayed to the end of every round"
+        if least >= summary.sites
+        else f"at least {least} of {summary.sites} sites stayed to the end of every round"
     )
     return f"The coordinator saw only masked sums, each over {smallest} sites or more; {lost}."
 
 
 def fewest_in_a_sum(rows: Iterable[Step]) -> int | None:
     """Contributors of the smallest component sum that was opened; None where none was."""
-    opened = [
-        len(sites)
-        for row in rows
-        for name, sites in row.contributors.items()
-        if name not in row.kept and sites
-    ]
+    opened = [len(sites) for row in rows for name, sites in row.contributors.items() if name not in row.kept and sites]
     return min(opened, default=None)
 
 
@@ -250,9 +243,7 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         relation += f" (the same ledger under replace-one: ε = {formats.epsilon(budget.replace_one)})"
     accountant = f"{summary.accountant.upper()} (dp-accounting)"
     if dp and budget.renyi is not None:
-        accountant += (
-            f"; Rényi accounting of the same ledger, a looser bound: ε = {formats.epsilon(budget.renyi)}"
-        )
+        accountant += f"; Rényi accounting of the same ledger, a looser bound: ε = {formats.epsilon(budget.renyi)}"
     everything = [
         ("Unit of privacy", unit),
         ("Neighbouring data sets", relation + "."),

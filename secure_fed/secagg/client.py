@@ -92,9 +92,7 @@ class ClientSession:
             state.cipher_private, state.mask_private = keys.fresh_secret(), keys.fresh_secret()
             owned = self._context.schema.owned_by(state.me)
             state.seeds = {spec.name: keys.fresh_secret() for spec in owned}
-            commitments = {
-                name: keys.commit(state.kid, state.me, name, seed) for name, seed in state.seeds.items()
-            }
+            commitments = {name: keys.commit(state.kid, state.me, name, seed) for name, seed in state.seeds.items()}
             public = keys.public_of(state.cipher_private), keys.public_of(state.mask_private)
             draft = Advertise(state.me, state.kid, *public, commitments, b"")
             signature = self._sign(draft.statement())

@@ -41,9 +41,7 @@ def agree(private: bytes, public: bytes) -> bytes:
         SecAggError: `bad_key` for a point of low order, whose shared secret everybody knows.
     """
     try:
-        return X25519PrivateKey.from_private_bytes(private).exchange(
-            X25519PublicKey.from_public_bytes(public)
-        )
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise SecAggError(Code.BAD_KEY, "the public key is of low order") from None
 

@@ -66,9 +66,7 @@ class Opener:
         )
 
     def _secret(self, dealer: str, name: str) -> bytes:
-        held = {
-            holder: by_dealer[dealer] for holder, by_dealer in self._released.items() if dealer in by_dealer
-        }
+        held = {holder: by_dealer[dealer] for holder, by_dealer in self._released.items() if dealer in by_dealer}
         secret = self._combine(dealer, name, held)
         if secret is not None:
             return secret
@@ -85,8 +83,7 @@ class Opener:
     def _combine(self, dealer: str, name: str, held: Mapping[str, ReleasedShares]) -> bytes | None:
         """The secret that the shares give, or None if it is not the one the dealer advertised."""
         points = {
-            self._context.point(holder): int.from_bytes(item.shares[name], "big")
-            for holder, item in held.items()
+            self._context.point(holder): int.from_bytes(item.shares[name], "big") for holder, item in held.items()
         }
         try:
             secret = shamir.combine(points, self._context.params.threshold)
@@ -101,8 +98,7 @@ class Opener:
         if name == MASK_KEY:
             return keys.public_of(secret) == advertisement.mask_key
         return any(
-            seed_name(component) == name
-            and keys.commit(self._context.kid, dealer, component, secret) == commitment
+            seed_name(component) == name and keys.commit(self._context.kid, dealer, component, secret) == commitment
             for component, commitment in advertisement.commitments.items()
         )
 

@@ -74,8 +74,7 @@ class SecAggParams:
             )
         if t > n:
             raise ConfigError(
-                f"secagg threshold={t} can never be met by n={n} members; add members or lower max_corrupt="
-                f"{corrupt}"
+                f"secagg threshold={t} can never be met by n={n} members; add members or lower max_corrupt={corrupt}"
             )
         if not 1 <= self.min_cohort <= n:
             raise ConfigError(f"secagg min_cohort={self.min_cohort} is not within 1..{n}, the members")

@@ -167,9 +167,7 @@ class ServerSession:
         close, following, needed = steps[self.stage]
         current, self.stage = self.stage, Stage.FAILED
         if len(self._answered) < needed:
-            text = (
-                f"{len(self._answered)} of {len(self._participants)} answered {current}, {needed} are needed"
-            )
+            text = f"{len(self._answered)} of {len(self._participants)} answered {current}, {needed} are needed"
             raise SecAggError(Code.BELOW_THRESHOLD, text)
         close()
         self._participants = tuple(sorted(self._answered))
@@ -219,9 +217,7 @@ class ServerSession:
 
     def _close_shares(self) -> None:
         self._u2 = tuple(sorted(self._answered))
-        self._totals = {
-            spec.name: np.zeros(spec.size + 1, dtype=np.uint32) for spec in self._context.schema.components
-        }
+        self._totals = {spec.name: np.zeros(spec.size + 1, dtype=np.uint32) for spec in self._context.schema.components}
 
     def _receive_masked(self, client: str, data: bytes) -> None:
         masked = Masked.from_bytes(data)

@@ -136,9 +136,7 @@ class SessionContext:
         valid = keys.verify(self.public_keys[member], signature, statement)
         require(valid, Code.BAD_SIGNATURE, f"signature of {member}")
 
-    def check_confirmations(
-        self, sid: bytes, survivors: Iterable[str], signatures: Mapping[str, bytes]
-    ) -> None:
+    def check_confirmations(self, sid: bytes, survivors: Iterable[str], signatures: Mapping[str, bytes]) -> None:
         """Whether t distinct survivors signed exactly this list of survivors.
 
         Raises:

@@ -31,10 +31,7 @@ def deal(
 ) -> dict[str, Dealt]:
     """Share the secrets (name -> 32 bytes) among the holders and the dealer: holder -> signed shares."""
     points = {holder: context.point(holder) for holder in holders}
-    split = {
-        name: shamir.split(secret, context.params.threshold, points.values())
-        for name, secret in secrets.items()
-    }
+    split = {name: shamir.split(secret, context.params.threshold, points.values()) for name, secret in secrets.items()}
     dealt = {}
     for holder, point in points.items():
         shares = {name: split[name][point].to_bytes(shamir.SHARE_BYTES, "big") for name in secrets}
@@ -46,9 +43,7 @@ def release(kid: bytes, dealer: str, holder: str, dealt: Dealt, names: Iterable[
     """The holder's shares of the named secrets; the other shares only as hashes."""
     opened = {name: dealt.shares[name] for name in names}
     hidden = {
-        name: share_hash(kid, dealer, holder, name, share)
-        for name, share in dealt.shares.items()
-        if name not in opened
+        name: share_hash(kid, dealer, holder, name, share) for name, share in dealt.shares.items() if name not in opened
     }
     return ReleasedShares(opened, hidden, dealt.signature)
 
@@ -66,8 +61,6 @@ def is_signed(
     return keys.verify(context.public_keys[dealer], signature, statement)
 
 
-def _statement(
-    kid: bytes, dealer: str, holder: str, shares: Mapping[str, bytes], hidden: Mapping[str, bytes]
-) -> bytes:
+def _statement(kid: bytes, dealer: str, holder: str, shares: Mapping[str, bytes], hidden: Mapping[str, bytes]) -> bytes:
     hashes = {name: share_hash(kid, dealer, holder, name, share) for name, share in shares.items()}
     return shares_statement(kid, dealer, holder, {**hashes, **hidden})

@@ -65,6 +65,7 @@ def step(config: FedAvgConfig | FedAdamConfig, parameters: Vector, state: State,
         product_1, product_2 = product_1 * beta_1, product_2 * beta_2
     corrected_first = first / (one - product_1)
     corrected_second = second / (one - product_2)
-    update: Vector = corrected_first / (np.sqrt(corrected_second) + np.float32(config.tau))
+    root: Vector = np.sqrt(corrected_second)
+    update: Vector = corrected_first / (root + np.float32(config.tau))
     moved: Vector = parameters + np.float32(config.learning_rate) * update
     return moved, State(state.steps + 1, {"first": first, "second": second})

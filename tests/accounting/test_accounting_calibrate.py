@@ -67,9 +67,7 @@ def test_what_was_spent_before_is_counted():
 
 def test_budget_spent_already_is_named_with_the_way_out():
     past = (Mechanism("poisson_gaussian", 1.0, 0.0625, 800),)
-    with pytest.raises(
-        AccountingError, match=r"epsilon=8 .* 12\.55 is spent already\. Only a larger epsilon"
-    ):
+    with pytest.raises(AccountingError, match=r"epsilon=8 .* 12\.55 is spent already\. Only a larger epsilon"):
         calibrate([DPSGD], 8.0, DELTA, past=past)
 
 

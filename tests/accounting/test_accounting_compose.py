@@ -149,11 +149,7 @@ def test_more_noise_less_sampling_and_fewer_steps_never_cost_more(sigma, q, step
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([1.0, 1.5]), st.sampled_from([0.1, 0.2]), st.integers(1, 9)), max_size=8
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from([1.0, 1.5]), st.sampled_from([0.1, 0.2]), st.integers(1, 9)), max_size=8))
 def test_merging_keeps_every_step_and_forgets_the_order(parts):
     mechanisms = [poisson(*part) for part in parts]
     merged = merge(mechanisms)
@@ -205,9 +201,7 @@ def test_delta_outside_its_range_is_named(delta):
         epsilon([poisson(1.0)], delta)
 
 
-@pytest.mark.parametrize(
-    "option", [{"accountant": "gdp"}, {"accountant": "prv"}, {"relation": "replace_special"}]
-)
+@pytest.mark.parametrize("option", [{"accountant": "gdp"}, {"accountant": "prv"}, {"relation": "replace_special"}])
 def test_what_is_not_offered_is_named(option):
     (value,) = option.values()
     with pytest.raises(AccountingError, match=value):

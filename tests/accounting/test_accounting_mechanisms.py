@@ -45,9 +45,7 @@ def test_wrong_value_is_refused_and_named(field, value):
         Mechanism.from_json({**GOOD, field: value})
 
 
-@pytest.mark.parametrize(
-    "value", [None, [], "x", {}, {**GOOD, "extra": 1}, {k: GOOD[k] for k in list(GOOD)[:3]}]
-)
+@pytest.mark.parametrize("value", [None, [], "x", {}, {**GOOD, "extra": 1}, {k: GOOD[k] for k in list(GOOD)[:3]}])
 def test_other_shapes_are_refused(value):
     with pytest.raises(AccountingError, match="exactly the fields"):
         Mechanism.from_json(value)

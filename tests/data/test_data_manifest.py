@@ -199,9 +199,9 @@ def test_what_is_written_is_read_back(tmp_path):
     mixed = records.select(np.arange(4))
     labels = mixed.labels.copy()
     labels[0, 3] = np.nan
-    presence = {"image": np.array([True, True, False, True]), "report": np.array([True, False, True, True])}
+    presence = {"image": np.array([True, True, False, True]), "text": np.array([True, False, True, True])}
     values = {name: value.copy() for name, value in mixed.values.items()}
-    values["image"][2], values["report"][1] = 0.0, ""
+    values["image"][2], values["text"][1] = 0.0, ""
     mixed = type(mixed)(mixed.schema, values, presence, labels, mixed.unit_ids, np.array(["a", "b", "a", "b"]))
     written = write_manifest(mixed, tmp_path / "out")
     back = load(written, seed=0).records
@@ -209,7 +209,7 @@ def test_what_is_written_is_read_back(tmp_path):
     for name in mixed.schema.names:
         assert np.array_equal(back.presence[name], mixed.presence[name])
     assert np.array_equal(back.values["image"], mixed.values["image"])  # films have 256 levels: no loss
-    assert list(back.values["report"]) == list(mixed.values["report"])
+    assert list(back.values["text"]) == list(mixed.values["text"])
     assert np.array_equal(back.labels, mixed.labels, equal_nan=True)
     assert np.array_equal(back.unit_ids, mixed.unit_ids)
     assert np.array_equal(back.groups, mixed.groups)

@@ -25,7 +25,7 @@ def records():
 
 def fingerprint(records):
     digest = hashlib.sha256(records.values["image"].tobytes())
-    digest.update("\0".join(records.values["report"]).encode())
+    digest.update("\0".join(records.values["text"]).encode())
     digest.update(records.labels.tobytes() + records.unit_ids.tobytes())
     return digest.hexdigest()
 
@@ -113,7 +113,7 @@ def test_the_report_places_a_finding_on_the_side_of_the_film():
 
 
 def test_reports_state_hedge_deny_and_distract(records):
-    text = "\n".join(records.values["report"])
+    text = "\n".join(records.values["text"])
     for phrase in (
         "cannot be excluded",
         "No pleural effusion",
@@ -124,8 +124,8 @@ def test_reports_state_hedge_deny_and_distract(records):
         assert phrase in text
     # Naming an effusion is no proof of one: denials, doubts and past effusions name it too.
     effusion = label(records, "Pleural Effusion")
-    named = np.array(["effusion" in report.lower() for report in records.values["report"]])
-    stated = ngram_counts(records.values["report"])[:, vocabulary().index("effusion")] > 0
+    named = np.array(["effusion" in report.lower() for report in records.values["text"]])
+    stated = ngram_counts(records.values["text"])[:, vocabulary().index("effusion")] > 0
     assert effusion[stated].mean() > 1.5 * effusion[named].mean()
 
 
@@ -149,7 +149,7 @@ def score(features, records):
 
 def test_each_modality_says_only_part_of_the_label(records):
     pooled = records.values["image"].reshape(-1, 16, 4, 16, 4).mean(axis=(2, 4)).reshape(len(records), -1)
-    text = ngram_counts(records.values["report"])
+    text = ngram_counts(records.values["text"])
     image_only, text_only = score(pooled, records), score(text, records)
     both = score(np.concatenate([pooled, text], axis=1), records)
     # An AUROC's standard error is about .02 a label here, under .01 for the mean of six.
@@ -159,7 +159,7 @@ def test_each_modality_says_only_part_of_the_label(records):
 
 
 def test_one_modality_says_something_of_the_other(records):
-    text = ngram_counts(records.values["report"])
+    text = ngram_counts(records.values["text"])
     told = text[:, vocabulary().index("effusion")] > 0
     pooled = records.values["image"].reshape(-1, 16, 4, 16, 4).mean(axis=(2, 4)).reshape(len(records), -1)
     train, test = split_by_unit(records, 0.25, seed=0)

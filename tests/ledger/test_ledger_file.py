@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -90,6 +91,13 @@ def test_append_syncs_before_it_returns(tmp_path, key, monkeypatch):
         assert synced == [(tmp_path / "ledger.jsonl").stat().st_size]
 
 
+def test_new_ledger_survives_a_power_cut_under_its_name(tmp_path, key, monkeypatch):
+    folders = []
+    monkeypatch.setattr(ledger_module, "sync_folder", folders.append)
+    Ledger.create(tmp_path / "ledger.jsonl", "site01", key, genesis(key)).close()
+    assert folders == [tmp_path]
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     key = SigningKey.generate()
@@ -129,8 +137,27 @@ def test_crash_at_the_very_first_record_lets_the_ledger_begin_anew(tmp_path, key
         path.write_bytes(path.read_bytes()[:end])
         with pytest.raises(LedgerError, match="no whole record"):
             Ledger.open(path, "site01", key)
-        Ledger.create(path, "site01", key, genesis(key)).close()
+        Ledger.open_or_create(path, "site01", key, genesis(key)).close()
         assert len(read_ledger(path)) == 1
+
+
+def test_ledger_is_begun_once_and_then_opened(tmp_path, key):
+    path = tmp_path / "ledger.jsonl"
+    for expected in (2, 3):
+        with Ledger.open_or_create(path, "site01", key, genesis(key)) as ledger:
+            ledger.append(Note(code="remark", text="here"))
+            assert len(ledger) == expected
+    path.write_bytes(path.read_bytes().replace(b"here", b"HERE"))
+    with pytest.raises(LedgerError, match="record 1 was changed"):
+        Ledger.open_or_create(path, "site01", key, genesis(key))
+
+
+def test_threads_of_one_process_share_a_ledger(tmp_path, key):
+    path = tmp_path / "ledger.jsonl"
+    with Ledger.create(path, "site01", key, genesis(key)) as ledger, ThreadPoolExecutor(4) as pool:
+        seqs = list(pool.map(lambda i: ledger.append(Note(code="remark", text=str(i))).seq, range(40)))
+    assert sorted(seqs) == list(range(1, 41))
+    assert len(read_ledger(path)) == 41
 
 
 def test_existing_ledger_and_foreign_file_are_not_overwritten(tmp_path, key):

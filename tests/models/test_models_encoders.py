@@ -90,14 +90,14 @@ def test_a_resnet_takes_local_weights_and_keeps_them(records, tmp_path):
 
 def test_wrong_resnet_weights_name_the_file_and_the_first_wrong_key(records, tmp_path):
     path = tmp_path / "weights.safetensors"
-    with pytest.raises(ConfigError, match="weights.safetensors"):
+    with pytest.raises(ConfigError, match=r"weights\.safetensors"):
         built(records, image={"name": "resnet18", "weights": str(path)})
     path.write_bytes(b"not safetensors")
-    with pytest.raises(ConfigError, match="weights.safetensors"):
+    with pytest.raises(ConfigError, match=r"weights\.safetensors"):
         built(records, image={"name": "resnet18", "weights": str(path)})
     donor = built(records, image={"name": "resnet18"}).encoders["image"].resnet.state_dict()
     save_file({k: v.contiguous() for k, v in donor.items()}, path)
-    with pytest.raises(ConfigError, match="resnet50.*layer1"):
+    with pytest.raises(ConfigError, match=r"resnet50.*layer1"):
         built(records, image={"name": "resnet50", "weights": str(path)})
 
 
@@ -125,7 +125,9 @@ def test_padding_does_not_change_what_bert_says(records):
 
 def _bert_folder(records, folder):
     """A folder as public BERT weights come: keys with a prefix and a head that is not wanted."""
-    bert = built(records, text={"name": "bert_small", "layers": 1, "hidden": 8, "max_tokens": 16}).encoders["report"].bert
+    bert = (
+        built(records, text={"name": "bert_small", "layers": 1, "hidden": 8, "max_tokens": 16}).encoders["report"].bert
+    )
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "small", "effusion", "##s"]
     state = {f"bert.{k}": v for k, v in bert.state_dict().items()}
     state["bert.embeddings.word_embeddings.weight"] = torch.randn(len(words), 8)
@@ -143,12 +145,10 @@ def _bert_folder(records, folder):
 
 def test_bert_takes_weights_and_word_pieces_from_a_local_folder(records, tmp_path):
     state = _bert_folder(records, tmp_path / "bert")
-    encoder = built(
-        records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8}
-    ).encoders["report"]
-    assert torch.equal(
-        encoder.bert.embeddings.word_embeddings.weight, state["bert.embeddings.word_embeddings.weight"]
-    )
+    encoder = built(records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8}).encoders[
+        "report"
+    ]
+    assert torch.equal(encoder.bert.embeddings.word_embeddings.weight, state["bert.embeddings.word_embeddings.weight"])
     assert encoder.prepare(np.array(["Small effusions xyz"], dtype=object)).tolist() == [[2, 5, 6, 7, 1, 3, 0, 0]]
 
 
@@ -164,7 +164,7 @@ def test_bert_weights_that_do_not_fit_their_config_are_refused(records, tmp_path
     _bert_folder(records, tmp_path / "bert")
     text = (tmp_path / "bert" / "config.json").read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
     (tmp_path / "bert" / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match="encoder.layer.1"):
+    with pytest.raises(ConfigError, match=r"encoder\.layer\.1"):
         built(records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8})
 
 

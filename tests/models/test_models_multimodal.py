@@ -170,5 +170,5 @@ def test_a_model_that_does_not_fit_the_schema_is_refused_by_name(records, config
 
 def test_a_translator_that_was_not_built_is_refused_by_name(records):
     model = build_model(records.schema, ModelConfig(), [("image", "report")], seed=0)
-    with pytest.raises(ConfigError, match="report_to_image.*image_to_report"):
+    with pytest.raises(ConfigError, match=r"report_to_image.*image_to_report"):
         model.translate("report", "image", torch.zeros(1, 32))

@@ -124,4 +124,3 @@ def plan(**changes: object) -> GaussianPlan:
         "sample_rate": 1.0, "steps": 1, "declared_n": 6,
     }  # fmt: skip
     return GaussianPlan(**{**values, **changes})
-

@@ -16,9 +16,7 @@ from secure_fed.privacy.plan import SamplingPlan, StatisticPlan, TrainingOptions
 def test_a_plan_states_its_mechanism_and_its_public_denominator():
     settings = plan(sample_rate=0.25, steps=30, declared_n=200, noise_multiplier=1.5, max_grad_norm=2.0)
     assert settings.expected_batch == 50
-    assert settings.mechanism() == Mechanism(
-        kind="poisson_gaussian", noise_multiplier=1.5, sample_rate=0.25, steps=30
-    )
+    assert settings.mechanism() == Mechanism(kind="poisson_gaussian", noise_multiplier=1.5, sample_rate=0.25, steps=30)
 
 
 def test_the_clip_norm_is_not_part_of_what_is_charged():

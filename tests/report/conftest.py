@@ -39,21 +39,18 @@ class Example:
     privacy: str = "dp"
     secagg: str = "on"
     reproducible: bool = False
-    dropped: dict[int, tuple[str, ...]] = field(
-        default_factory=lambda: {4: ("site03",), 11: ("site07", "site08")}
-    )
+    dropped: dict[int, tuple[str, ...]] = field(default_factory=lambda: {4: ("site03",), 11: ("site07", "site08")})
     labels: tuple[str, ...] = ("Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Lung Opacity")
     changes: dict[str, Any] = field(default_factory=dict)
-    config: str = "name: fin\nmethod:\n  name: fin\nfederation:\n  ownership: \"5:1:4\"\n"
+    config: str = 'name: fin\nmethod:\n  name: fin\nfederation:\n  ownership: "5:1:4"\n'
+    noise: dict[str, float] = field(default_factory=dict)
     keys: dict[str, SigningKey] = field(default_factory=dict)
 
     def phase(self, step: int) -> str:
-        return "translate" if step >= self.rounds * 5 // 6 else "classify"
+        return "translate" if self.rounds > 1 and step >= self.rounds * 5 // 6 else "classify"
 
     def components(self, step: int) -> list[str]:
-        return [
-            name for name in COMPONENTS if name.startswith("translator") == (self.phase(step) == "translate")
-        ]
+        return [name for name in COMPONENTS if name.startswith("translator") == (self.phase(step) == "translate")]
 
     def owners(self, component: str) -> list[str]:
         return [site for site, owned in self.owns.items() if COMPONENTS[component][1] <= set(owned)]
@@ -61,16 +58,14 @@ class Example:
     def takes_part(self, site: str, step: int) -> bool:
         return any(site in self.owners(component) for component in self.components(step))
 
-    def mechanism(self) -> Mechanism:
-        return Mechanism("poisson_gaussian", SIGMA, 0.25, 4)
+    def mechanism(self, site: str = "") -> Mechanism:
+        return Mechanism("poisson_gaussian", self.noise.get(site, SIGMA), 0.25, 4)
 
     def steps(self) -> list[dict[str, Any]]:
         rows = []
         for step in range(self.rounds):
             gone = self.dropped.get(step, ())
-            contributors = {
-                name: [s for s in self.owners(name) if s not in gone] for name in self.components(step)
-            }
+            contributors = {name: [s for s in self.owners(name) if s not in gone] for name in self.components(step)}
             share = (step + 1) / self.rounds
             rows.append(
                 {
@@ -96,7 +91,7 @@ class Example:
 
     def spent(self, site: str) -> float:
         rounds = sum(self.takes_part(site, step) for step in range(self.rounds))
-        one = self.mechanism()
+        one = self.mechanism(site)
         total = Mechanism(one.kind, one.noise_multiplier, one.sample_rate, one.steps * rounds)
         return epsilon([total], DELTA)
 
@@ -153,10 +148,7 @@ class Example:
                 "corrupt": 1,
                 "value_bits": 20,
                 "rounds": [
-                    {
-                        k: row[k]
-                        for k in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")
-                    }
+                    {k: row[k] for k in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")}
                     for row in steps
                 ],
             },
@@ -204,7 +196,7 @@ class Example:
         phases = tuple(
             PlannedPhase(
                 name=self.phase(step),
-                mechanism=self.mechanism(),
+                mechanism=self.mechanism(site),
                 max_grad_norm=1.0,
                 rounds=self.rounds,
                 components=tuple(c for c in self.components(step) if site in self.owners(c)),
@@ -231,7 +223,7 @@ class Example:
             round=step,
             attempt=0,
             phase=self.phase(step),
-            mechanism=self.mechanism(),
+            mechanism=self.mechanism(site),
             max_grad_norm=1.0,
             sampler="poisson",
             expected_batch=93.75,

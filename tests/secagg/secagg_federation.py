@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from secure_fed.errors import SecAggError
 from secure_fed.secagg import (
     ClientSession,
+    Code,
     ComponentSpec,
     SecAggParams,
     ServerSession,
@@ -20,6 +22,7 @@ from secure_fed.secagg import (
     VectorSchema,
     default_threshold,
 )
+from secure_fed.secagg.messages import Survivors
 
 MODEL = hashlib.sha256(b"model").digest()
 STAGES = (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK)
@@ -96,8 +99,7 @@ class Federation:
         self.signers = {name: key.sign for name, key in identities(self.context.params.members).items()}
         self.server = ServerSession(self.context)
         self.stored = {
-            name: ClientSession(self.context, name, self.signers[name]).to_bytes()
-            for name in self.context.members
+            name: ClientSession(self.context, name, self.signers[name]).to_bytes() for name in self.context.members
         }
         self.received: list[tuple[Stage, str, bytes]] = []
 
@@ -162,3 +164,19 @@ class Federation:
 def make_federation(*args, seed: int = 7, **kwargs) -> Federation:
     context = make_context(*args, **kwargs)
     return Federation(context, random_vectors(context, seed))
+
+
+def refused(code: Code):
+    return pytest.raises(SecAggError, match=f"^{code}")
+
+
+def at(stage: Stage, *args, **kwargs) -> Federation:
+    federation = make_federation(*args, **kwargs)
+    federation.play(until=stage)
+    if stage is Stage.MASK:
+        federation.server.bind_model(MODEL)
+    return federation
+
+
+def survivors_of(federation: Federation) -> Survivors:
+    return Survivors.from_bytes(federation.server.request("site01"))

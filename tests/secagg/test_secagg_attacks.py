@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 
 import pytest
-from secagg_federation import MODEL, Federation, make_context, make_federation, random_vectors
+from secagg_federation import MODEL, Federation, at, make_federation, refused, survivors_of
 
 from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.secagg import ClientSession, Code, SecAggParams, Stage
@@ -25,22 +25,6 @@ from secure_fed.secagg.messages import (
 from secure_fed.secagg.session import MASK_KEY, seed_name, survivors_statement
 
 OTHER_MODEL = hashlib.sha256(b"another model").digest()
-
-
-def refused(code: Code):
-    return pytest.raises(SecAggError, match=f"^{code}")
-
-
-def at(stage: Stage, *args, **kwargs) -> Federation:
-    federation = make_federation(*args, **kwargs)
-    federation.play(until=stage)
-    if stage is Stage.MASK:
-        federation.server.bind_model(MODEL)
-    return federation
-
-
-def survivors_of(federation: Federation) -> Survivors:
-    return Survivors.from_bytes(federation.server.request("site01"))
 
 
 # Keys and advertisements
@@ -132,9 +116,7 @@ def test_shares_under_another_set_of_advertisements_do_not_open():
     federation = at(Stage.SHARE)
     raw = dict(federation.server._advertisements)
     second = ClientSession(federation.context, "site05", federation.signers["site05"]).advertise()
-    bundle = federation.answer(
-        "site02", Stage.SHARE, Advertisements((*list(raw.values())[:4], second)).to_bytes()
-    )
+    bundle = federation.answer("site02", Stage.SHARE, Advertisements((*list(raw.values())[:4], second)).to_bytes())
     federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
     sealed = {"site02": ShareBundle.from_bytes(bundle).sealed["site01"]}
     for name in ("site03", "site04"):
@@ -169,10 +151,7 @@ def test_server_that_gives_other_models_to_other_clients_gets_no_release():
     """Three clients train on one model and two on another: neither group reaches t over its session id."""
     federation = at(Stage.MASK, 6, 1)  # t = 4
     groups = {MODEL: ("site01", "site02", "site03"), OTHER_MODEL: ("site04", "site05", "site06")}
-    sids = {
-        model: federation.context.sid(federation.server._u1_hash, federation.server._u2, model)
-        for model in groups
-    }
+    sids = {model: federation.context.sid(federation.server._u1_hash, federation.server._u2, model) for model in groups}
     federation.models = {name: model for model, names in groups.items() for name in names}
     everyone = federation.context.members
     for name in everyone:
@@ -335,181 +314,3 @@ def test_failed_check_ends_the_session_and_erases_its_secrets():
     assert not session._state.held
     with refused(Code.WRONG_STAGE):
         session.unmask(good)
-
-
-# Lying members
-
-
-def resigned_masked(federation: Federation, name: str, count: int) -> bytes:
-    """A corrupt member's masked vector whose contributor count is off, under its own valid signature."""
-    session = federation.client(name)
-    honest = session._masked_slice
-
-    def dishonest(spec, values, agreed):
-        content = bytearray(honest(spec, values, agreed))
-        last = (int.from_bytes(content[-4:], "little") + count - 1) % 2**32
-        return bytes(content[:-4]) + last.to_bytes(4, "little")
-
-    session._masked_slice = dishonest
-    reply = session.mask(federation.server.request(name), federation.vectors[name], MODEL)
-    federation.stored[name] = session.to_bytes()
-    return reply
-
-
-def test_member_that_counts_itself_twice_is_noticed():
-    federation = at(Stage.MASK)
-    federation.server.receive("site01", resigned_masked(federation, "site01", count=2))
-    federation.collect(absent={"site01"})
-    federation.server.advance()
-    federation.play(until=Stage.UNMASK)
-    federation.collect()
-    with refused(Code.CONTRIBUTOR_MISMATCH):
-        federation.server.advance()
-    assert federation.server.released
-
-
-def deal_badly(federation: Federation, dealer: str, sign_it: bool) -> None:
-    """The dealer's session hands out shares of secrets other than those it advertised."""
-    session = federation.client(dealer)
-    if sign_it:
-        session._state.seeds = {name: bytes(32) for name in session._state.seeds}
-    else:
-        session._sign = lambda message: bytes(64)
-    reply = session.share(federation.server.request(dealer))
-    federation.stored[dealer] = session.to_bytes()
-    federation.server.receive(dealer, reply)
-    federation.collect(absent={dealer})
-    federation.server.advance()
-
-
-def test_dealer_of_a_wrong_secret_is_named():
-    federation = at(Stage.SHARE)
-    deal_badly(federation, "site03", sign_it=True)
-    federation.play(until=Stage.UNMASK)
-    federation.collect()
-    with refused(Code.WRONG_SECRET):
-        federation.server.advance()
-    assert federation.server.faults == {"site03": Code.WRONG_SECRET}
-    assert federation.server.released
-
-
-def test_share_without_its_dealers_signature_is_refused_when_it_arrives():
-    federation = at(Stage.SHARE)
-    deal_badly(federation, "site03", sign_it=False)
-    federation.server.bind_model(MODEL)
-    with refused(Code.SHARE_FORGED):
-        federation.answer("site01", Stage.MASK, federation.server.request("site01"))
-
-
-def forge_release(data: bytes) -> bytes:
-    release = Release.from_bytes(data)
-    forged = {}
-    for dealer, raw in release.released.items():
-        item = ReleasedShares.from_bytes(raw)
-        forged[dealer] = dataclasses.replace(item, shares=dict.fromkeys(item.shares, bytes(33))).to_bytes()
-    return dataclasses.replace(release, released=forged).to_bytes()
-
-
-def test_releaser_of_a_forged_share_is_named_and_the_sum_is_right_without_it():
-    federation = at(Stage.UNMASK)
-    federation.collect(tamper=lambda name, data: forge_release(data) if name == "site01" else data)
-    federation.server.advance()
-    assert federation.server.faults == {"site01": Code.SHARE_FORGED}
-    opened = federation.server.sums()["fusion"]
-    assert (opened.values == federation.plain_sum("fusion", opened.contributors)).all()
-
-
-def test_too_many_forged_shares_burn_the_round():
-    federation = at(Stage.UNMASK)
-    liars = {"site01", "site02", "site03"}
-    federation.collect(tamper=lambda name, data: forge_release(data) if name in liars else data)
-    with refused(Code.BELOW_THRESHOLD):
-        federation.server.advance()
-    assert liars <= set(federation.server.faults)
-    assert federation.server.released
-
-
-def test_release_with_more_or_fewer_shares_than_planned_is_not_taken():
-    federation = at(Stage.UNMASK)
-    request = federation.server.request("site01")
-    release = Release.from_bytes(federation.answer("site01", Stage.UNMASK, request))
-    fewer = dict(release.released)
-    fewer.popitem()
-    assert not federation.server.receive("site01", dataclasses.replace(release, released=fewer).to_bytes())
-    assert federation.server.faults["site01"] == Code.WRONG_SHARES
-
-
-def test_release_of_a_share_that_should_stay_hidden_is_not_taken():
-    federation = at(Stage.UNMASK)
-    release = Release.from_bytes(
-        federation.answer("site01", Stage.UNMASK, federation.server.request("site01"))
-    )
-    item = ReleasedShares.from_bytes(release.released["site02"])
-    more = dataclasses.replace(item, shares={**item.shares, MASK_KEY: bytes(33)}).to_bytes()
-    forged = dataclasses.replace(release, released={**release.released, "site02": more})
-    assert not federation.server.receive("site01", forged.to_bytes())
-    assert federation.server.faults["site01"] == Code.WRONG_SHARES
-
-
-def test_bundle_that_leaves_a_holder_out_is_not_taken():
-    federation = at(Stage.SHARE)
-    bundle = ShareBundle.from_bytes(
-        federation.answer("site01", Stage.SHARE, federation.server.request("site01"))
-    )
-    fewer = {name: sealed for name, sealed in bundle.sealed.items() if name != "site02"}
-    assert not federation.server.receive("site01", dataclasses.replace(bundle, sealed=fewer).to_bytes())
-    assert federation.server.faults["site01"] == Code.WRONG_SHARES
-
-
-def test_confirmation_of_another_list_is_not_counted_or_passed_on():
-    federation = at(Stage.CONFIRM)
-    listed = survivors_of(federation)
-    statement = survivors_statement(listed.sid, listed.survivors[:4])
-    wrong = Confirm("site01", listed.sid, federation.signers["site01"](statement))
-    assert not federation.server.receive("site01", wrong.to_bytes())
-    assert federation.server.faults["site01"] == Code.BAD_SIGNATURE
-    federation.collect(absent={"site01"})
-    federation.server.advance()
-    passed_on = Confirmations.from_bytes(federation.server.request("site02")).signatures
-    assert set(passed_on) == {"site02", "site03", "site04", "site05"}
-
-
-def test_message_in_the_name_of_another_is_not_taken():
-    for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK):
-        federation = at(stage)
-        reply = federation.answer("site02", stage, federation.server.request("site02"))
-        assert not federation.server.receive("site01", reply)
-        assert federation.server.receive("site02", reply)
-
-
-def test_members_shares_of_a_survivor_never_include_its_masking_key():
-    federation = make_federation(5)
-    federation.play(until=Stage.UNMASK, drops={Stage.MASK: {"site05"}})
-    for name in federation.server.participants:
-        reply = Release.from_bytes(federation.answer(name, Stage.UNMASK, federation.server.request(name)))
-        for dealer, raw in reply.released.items():
-            names = set(ReleasedShares.from_bytes(raw).shares)
-            assert names == ({MASK_KEY} if dealer == "site05" else {seed_name("fusion")})
-
-
-def test_masked_vector_that_comes_late_stays_masked():
-    """A server that keeps a vector back and declares its sender dead learns its masking key only."""
-    federation = at(Stage.MASK)
-    late = federation.answer("site05", Stage.MASK, federation.server.request("site05"))
-    federation.collect(absent={"site05"})
-    federation.server.advance()
-    assert not federation.server.receive("site05", late)
-    federation.play()
-    released = [item["site05"] for item in federation.server._shares.values()]
-    assert released
-    assert all(set(item.shares) == {MASK_KEY} for item in released)
-
-
-def test_same_vector_in_two_sessions_gives_unrelated_masked_vectors():
-    context = make_context(4)
-    vectors = random_vectors(context, 1)
-    runs = [Federation(make_context(4, round_=number), vectors) for number in (1, 2)]
-    for federation in runs:
-        federation.play(until=Stage.CONFIRM)
-    first, second = ({n: d for s, n, d in f.received if s is Stage.MASK} for f in runs)
-    assert all(first[name] != second[name] for name in context.members)

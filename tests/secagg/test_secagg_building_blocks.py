@@ -357,8 +357,6 @@ def test_session_ids_differ_in_everything_they_bind():
         base.sid(b"\x01" * 32, ["site01", "site02"], bytes(32)),
         base.sid(bytes(32), ["site01", "site03"], bytes(32)),
         base.sid(bytes(32), ["site01", "site02"], b"\x01" * 32),
-        make_context(5, components={"fusion": (9, set(range(5)))}).sid(
-            bytes(32), ["site01", "site02"], bytes(32)
-        ),
+        make_context(5, components={"fusion": (9, set(range(5)))}).sid(bytes(32), ["site01", "site02"], bytes(32)),
     }
     assert len(sids) == 5

@@ -28,9 +28,7 @@ def federation_with_updates(members: int = 5) -> tuple[Federation, dict[str, np.
     rng = np.random.default_rng(11)
     common = rng.normal(0, 0.2, SIZE)
     updates = {name: (common + rng.normal(0, 0.1, SIZE)).astype(np.float32) for name in context.members}
-    vectors = {
-        name: {"fusion": quantise(update, 1.0, 16, system_dither())} for name, update in updates.items()
-    }
+    vectors = {name: {"fusion": quantise(update, 1.0, 16, system_dither())} for name, update in updates.items()}
     return Federation(context, vectors), updates
 
 

@@ -76,9 +76,7 @@ def test_sum_of_components_with_different_owners_is_that_of_their_owners():
     for name, (_, owners) in OWNED.items():
         contributors = tuple(f"site{owner + 1:02d}" for owner in sorted(owners))
         assert federation.server.sums()[name].contributors == contributors
-        np.testing.assert_array_equal(
-            federation.server.sums()[name].values, federation.plain_sum(name, contributors)
-        )
+        np.testing.assert_array_equal(federation.server.sums()[name].values, federation.plain_sum(name, contributors))
 
 
 def test_sum_spans_several_keystream_blocks_exactly():
@@ -224,9 +222,7 @@ def test_retry_after_an_abort_uses_fresh_keys_and_gives_the_sum_of_the_same_vect
     second = Federation(make_context(4, attempt=1), first.vectors)
     second.play()
     contributors = second.server.sums()["fusion"].contributors
-    np.testing.assert_array_equal(
-        second.server.sums()["fusion"].values, first.plain_sum("fusion", contributors)
-    )
+    np.testing.assert_array_equal(second.server.sums()["fusion"].values, first.plain_sum("fusion", contributors))
     masked = [[data for stage, _, data in f.received if stage is Stage.MASK] for f in (first, second)]
     assert not set(masked[0]) & set(masked[1])
 

@@ -1,0 +1,41 @@
+"""What several rooms' tests share: small configurations, composed as the command line composes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from secure_fed.config import compose_config, freeze
+from secure_fed.federation.config import RunConfig
+
+SMALL = (
+    "data.patients=240",
+    "federation.sites=5",
+    "federation.ownership=1:1:3",
+    "federation.rounds=3",
+    "federation.corrupt=1",
+    "method.classify.steps=2",
+)
+"""Five sites of about 70 studies: everything is real and nothing takes long."""
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    def make(*overrides: str, folder: Path | None = None) -> RunConfig:
+        return freeze(compose_config([*SMALL, *overrides]), folder or tmp_path / "run")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished FIN run with drop-outs, for everybody who only reads."""
+    from secure_fed.engines.runner import start
+
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    overrides = [*SMALL, "federation.rounds=6", "federation.dropout=0.1", "name=finished"]
+    return start(freeze(compose_config(overrides), folder))
