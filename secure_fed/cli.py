@@ -20,6 +20,7 @@ app = typer.Typer(
     name="secure-fed",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Train one multimodal model across sites that show nobody their data: DP-SGD at every site, masked "
     "sums between them, and a signed ledger of every epsilon.",
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 @contextmanager
-def _said_plainly(run_dir: Path | None = None) -> Iterator[None]:
+def _said_plainly() -> Iterator[None]:
     """Turn our errors into one message and their exit code; anything else is a bug and keeps its traceback."""
     try:
         yield
@@ -43,30 +44,35 @@ def _said_plainly(run_dir: Path | None = None) -> Iterator[None]:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        way_on = f"; continue with: secure-fed run resume={run_dir}" if run_dir else ""
-        typer.secho(f"interrupted: the ledgers stand{way_on}", fg=typer.colors.YELLOW, err=True)
+        typer.secho("interrupted", fg=typer.colors.YELLOW, err=True)
         raise typer.Exit(_INTERRUPTED) from None
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    # Whatever is not ours goes to Hydra as it stands, its flags included.
+    context_settings={"ignore_unknown_options": True},
+    options_metavar="[--json] [--cfg job] [--multirun]",
     epilog="Examples:\n\n"
     "secure-fed run                                  the default: FIN on synthetic films and reports, epsilon 8\n\n"
     "secure-fed run method=zero_fill privacy.epsilon=3 seed=1\n\n"
-    "secure-fed run data=physionet2012 data.root=PATH federation.ownership='\"4:4:2\"'\n\n"
+    "secure-fed run data=physionet2012 data.root=PATH federation.ownership=4:4:2\n\n"
     "secure-fed run experiment=small --multirun seed=0,1,2\n\n"
     "secure-fed run --cfg job                        show every value without running\n\n"
     "secure-fed run resume=runs/2026-01-31/12-00-00-fin",
 )
 def run(
-    context: typer.Context,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any value of the configuration, or a group's option."),
+    ] = None,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
     """Train a federation. Takes Hydra overrides, key=value; --cfg job shows all keys, --multirun sweeps."""
     from secure_fed.running import run_command
 
     with _said_plainly():
-        code = run_command(list(context.args), as_json)
+        code = run_command(overrides or [], as_json)
     raise typer.Exit(code)
 
 

@@ -6,6 +6,7 @@ The only place that sees a DictConfig; wrong keys are answered with the nearest 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from secure_fed.errors import ConfigError
@@ -45,14 +47,19 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def freeze(config: DictConfig, run_dir: Path) -> RunConfig:
-    """Resolve and validate; raises ConfigError naming every wrong value."""
+    """Resolve and validate; raises ConfigError naming every wrong value. Paths to data and weights become absolute."""
     try:
         tree = OmegaConf.to_container(_without_hydra(config, run_dir), resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "a value"
+    except MissingMandatoryValue as error:
+        key = error.full_key
         raise ConfigError(f"{key} has no value; give it on the command line: {key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
     assert isinstance(tree, dict)  # noqa: S101 - to_container of a DictConfig
-    return validate({str(key): value for key, value in tree.items()})
+    # A run may be resumed, and a worker may run, in another working directory.
+    absolute = _with_absolute_paths(validate({str(key): value for key, value in tree.items()}).model_dump())
+    assert isinstance(absolute, dict)  # noqa: S101 - it was one
+    return validate(absolute)
 
 
 def validate(tree: dict[str, Any]) -> RunConfig:
@@ -60,7 +67,7 @@ def validate(tree: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = [_describe(item["loc"], item["msg"], item.get("input")) for item in error.errors()]
+        lines = [_describe(item["type"], item["loc"], item["msg"], item.get("input")) for item in error.errors()]
         raise ConfigError("; ".join(dict.fromkeys(lines))) from error
 
 
@@ -75,7 +82,10 @@ def load_config(run: Path) -> RunConfig:
         raise ConfigError(f"{path} is damaged: {_first_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} is damaged: expected a mapping of values")
-    return validate(tree)
+    try:
+        return validate(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; was it changed by hand, or written by another version?") from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -90,15 +100,24 @@ def _without_hydra(config: DictConfig, run_dir: Path) -> DictConfig:
     return tree
 
 
-def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
+def _with_absolute_paths(node: object) -> object:
+    if isinstance(node, dict):
+        return {key: _with_absolute_paths(value) for key, value in node.items()}
+    return Path(os.path.abspath(node.expanduser())) if isinstance(node, Path) else node
+
+
+def _describe(kind: str, location: tuple[int | str, ...], message: str, value: object) -> str:
     # pydantic puts a discriminated union's tag into the location; nobody writes it on the command line.
     path = ".".join(
         str(part)
         for index, part in enumerate(location)
         if not (index == 1 and len(location) > 2 and location[0] in {"data", "method", "strategy"})
     )
-    shown = "" if isinstance(value, dict) else f"={value!r}"
-    return f"{path}{shown}: {message.removeprefix('Value error, ')}"
+    if kind == "extra_forbidden":
+        return f"unknown key {path!r}; `secure-fed run --cfg job` lists all"
+    named = f"{path}" if isinstance(value, dict) else f"{path}={value!r}"
+    message = message.removeprefix("Value error, ")
+    return message if message.startswith(path) else f"{named}: {message[:1].lower()}{message[1:]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -107,48 +126,60 @@ def _first_line(error: BaseException) -> str:
 
 def _explain(error: HydraException, overrides: Sequence[str]) -> str:
     """Hydra's message, with the nearest known keys or group options for whatever it does not know."""
-    message = _first_line(error)
-    try:
-        parsed = OverridesParser.create().parse_overrides([item for item in overrides if "=" in item])
-    except (HydraException, OmegaConfBaseException):
-        return f"{message}; an override is written key=value"
-    known_keys, groups = _known()
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    for item in overrides:
+        try:
+            parsed.append(parser.parse_override(item))
+        except HydraException as wrong:
+            return f"override {item!r} cannot be read ({_first_line(wrong)}); an override is written key=value"
+    groups = _groups()
+    choices = [override for override in parsed if override.key_or_group in groups]
+    for override in choices:
+        key, option = override.key_or_group, str(override.value())
+        if option not in groups[key]:
+            return f"{key}={option} is unknown; {_nearest(option, groups[key])}known: {', '.join(groups[key])}"
+    known = _known([str(override.input_line) for override in choices])
     for override in parsed:
         key = override.key_or_group
-        if key in groups:
-            option = str(override.value())
-            if option not in groups[key]:
-                return f"{key}={option} is unknown; {_nearest(option, groups[key])}known: {', '.join(groups[key])}"
-        elif key not in known_keys and not key.startswith("hydra"):
-            names = sorted({*known_keys, *groups})
-            return f"unknown key {key!r}; {_nearest(key, names)}`secure-fed run --cfg job` lists all"
-    return message
+        if key not in {*known[0], *known[1], "hydra"} and not key.startswith("hydra.") and not override.is_add():
+            return _unknown_key(key, *known)
+    # What is left: a value that Hydra cannot place, and it says how to write it.
+    return " ".join(line.strip() for line in str(error).strip().splitlines())
+
+
+def _unknown_key(key: str, keys: Sequence[str], groups: Sequence[str]) -> str:
+    return f"unknown key {key!r}; {_nearest(key, [*keys, *groups])}`secure-fed run --cfg job` lists all"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if not match:
-        # The last part alone may be right: `epsilon` for `privacy.epsilon`.
-        match = [name for name in known if name.split(".")[-1] == word.split(".")[-1]][:3]
+    # The last part alone may be right: `epsilon` for `privacy.epsilon`.
+    match = [name for name in known if name.split(".")[-1] == word.split(".")[-1]][:3]
+    match = match or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(match)}? " if match else ""
 
 
-def _known() -> tuple[set[str], dict[str, list[str]]]:
-    """All keys of the default configuration, and the options of every group."""
+def _groups() -> dict[str, list[str]]:
+    """The options of every group."""
     root = config_dir()
     groups: dict[str, list[str]] = {}
     for path in sorted(root.rglob("*.yaml")):
         if path.parent != root:
             groups.setdefault(path.parent.relative_to(root).as_posix(), []).append(path.stem)
-    keys: set[str] = set()
+    return groups
+
+
+def _known(choices: Sequence[str]) -> tuple[list[str], list[str]]:
+    """All keys of the configuration that these choices of group options give, and all groups."""
+    keys: list[str] = []
 
     def walk(node: object, prefix: str) -> None:
         if isinstance(node, dict):
             for name, value in node.items():
-                keys.add(f"{prefix}{name}")
+                keys.append(f"{prefix}{name}")
                 walk(value, f"{prefix}{name}.")
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(root), version_base="1.3"):
-        walk(OmegaConf.to_container(compose("config"), resolve=False), "")
-    return keys, groups
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        walk(OmegaConf.to_container(compose("config", overrides=list(choices)), resolve=False), "")
+    return keys, list(_groups())

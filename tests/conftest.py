@@ -24,6 +24,12 @@ MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture
+def small() -> tuple[str, ...]:
+    """The overrides themselves, for the command line."""
+    return SMALL
+
+
+@pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
     def make(*overrides: str, folder: Path | None = None) -> RunConfig:
         return freeze(compose_config([*SMALL, *overrides]), folder or tmp_path / "run")

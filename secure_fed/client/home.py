@@ -57,7 +57,7 @@ class Home:
         return self.root / "private"
 
     def policy(self) -> Policy:
-        """The owner's policy, read anew: an edit holds from the next message on."""
+        """The owner's policy, read from its file."""
         return load_policy(self.policy_path)
 
     def signing_key(self) -> SigningKey:

@@ -70,6 +70,8 @@ class SiteClient:
         header = Header.from_bytes(parcel.header)
         if is_silent(self.config, self.site.name, header, action):
             return Parcel(code=SILENT)
+        if action in {"advertise", "plain"}:
+            self.policy = self.home.policy()  # an owner's edit holds from the next round on
         admit(self.policy, self.federation)
         match action:
             case "advertise":

@@ -81,7 +81,7 @@ class LocalTraining:
         options = self.federation.config.training
         training = TrainingOptions(
             optimizer=options.optimizer,
-            learning_rate=phase.learning_rate,
+            learning_rate=phase.unclipped_learning_rate if planned is None else phase.learning_rate,
             momentum=options.momentum,
             max_physical_batch=options.max_physical_batch,
         )

@@ -7,6 +7,7 @@ Every error names file, line, column and value. `write_manifest` exports records
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import math
 from collections.abc import Mapping
@@ -47,8 +48,9 @@ def schema_of_manifest(config: ManifestConfig) -> Schema:
 def read_manifest(config: ManifestConfig, *, require_labels: bool = True) -> tuple[Records, Mapping[str, int]]:
     """Records in the order of the file, and notes of what was counted.
 
-    With require_labels=False (prediction) the label, unit and site columns may be missing, missing labels are
-    NaN, and `unit_ids` holds the record ids. Raises DataError, naming file, line, column, value and way out.
+    With require_labels=False (prediction) the label, unit and site columns may be missing, and so may all the
+    columns of a modality, which is then missing everywhere; missing labels are NaN, and `unit_ids` holds the
+    record ids. Raises DataError, naming file, line, column, value and way out.
     """
     rows = _read_rows(config, require_labels)
     schema = schema_of_manifest(config)
@@ -150,7 +152,9 @@ def _read_rows(config: ManifestConfig, require_labels: bool) -> list[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        wanted = [config.id, *(name for spec in config.modalities.values() for name in value_columns(spec))]
+        absent = [] if require_labels else _columns_left_out(config, header)
+        columns = [name for spec in config.modalities.values() for name in value_columns(spec)]
+        wanted = [config.id, *(name for name in columns if name not in absent)]
         if require_labels:
             wanted += [config.unit, *([config.site] if config.site else []), *config.labels]
         _require_header(config.path, header, wanted)
@@ -164,13 +168,32 @@ def _read_rows(config: ManifestConfig, require_labels: bool) -> list[_Row]:
                     f"{where}: has {len(cells)} cells where the header has {len(header)}: quote cells "
                     "that hold commas or line breaks"
                 )
-            rows.append(_Row(where, dict(zip(header, (cell.strip() for cell in cells), strict=True))))
+            filled = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+            rows.append(_Row(where, dict.fromkeys(absent, "") | filled))
     except csv.Error as error:
         raise DataError(f"{config.path}, line {reader.line_num}: is not CSV ({error})") from error
     if not rows:
         raise DataError(f"{config.path}: has a header and no records")
     _require_ids(rows, config, require_labels)
     return rows
+
+
+def _columns_left_out(config: ManifestConfig, header: list[str]) -> list[str]:
+    """The columns of modalities that a file for prediction leaves out altogether; none where it leaves out all."""
+    columns = [value_columns(spec) for spec in config.modalities.values()]
+    absent = [name for names in columns if not set(names) & set(header) for name in names]
+    if len(absent) == sum(map(len, columns)):
+        return []
+    known = {config.id, config.unit, config.site, *config.labels, *(name for names in columns for name in names)}
+    strangers = [name for name in header if name not in known]
+    for name in absent:
+        # `image_path` for `image` would otherwise become a prediction without the image, and nobody would know.
+        if close := difflib.get_close_matches(name, strangers, n=1):
+            raise DataError(
+                f"{config.path}, line 1: has no column {name!r}, but {close[0]!r}: rename it, or drop it where "
+                "the modality is missing"
+            )
+    return absent
 
 
 def _read_text(path: Path, expected: str) -> str:

@@ -125,7 +125,8 @@ def _read_outcomes(path: Path, root: Path) -> dict[str, int | None]:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); it lists the outcomes and is released beside set-a"
+            f"{path}: cannot be read ({error.strerror}); it lists the outcomes and is released beside set-a, so "
+            f"data.root={root} is not the released folder"
         ) from error
     lines = _text(str(path), raw).splitlines()
     if not lines or lines[0].strip() != _OUTCOME_HEADER:

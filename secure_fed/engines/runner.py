@@ -31,6 +31,7 @@ from secure_fed.federation.plan import SitePlan, plan_for
 from secure_fed.identity import Roster
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.report import write_model_card, write_report
+from secure_fed.report.page import write_whole
 from secure_fed.server.evaluation import Scores
 from secure_fed.server.round import Coordinator
 from secure_fed.server.training import Progress, Trainer, load_checkpoint, save_checkpoint, save_model
@@ -87,22 +88,36 @@ def prepare(config: RunConfig) -> Prepared:
 def start(config: RunConfig, observer: Observer | None = None) -> Path:
     """Train in a new run folder and return it; raises ConfigError where the folder is in use."""
     folder = Path(config.run_dir).resolve()
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(
-            f"run_dir={folder} exists and is not empty: a run never overwrites another; choose another run_dir, "
-            f"or continue that run with `secure-fed run resume={folder}`"
-        )
+    _refuse_what_stands(folder)
     prepared = prepare(config)
     found(folder, prepared)
     return train(folder, prepared, observer or Silent())
 
 
+def _refuse_what_stands(folder: Path) -> None:
+    """Raise ConfigError unless `folder` is empty or can be made."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir={folder} is a file; give a folder that does not exist yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        resumable = (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file()
+        way_on = f", or continue that run with `secure-fed run resume={folder}`" if resumable else ""
+        raise ConfigError(
+            f"run_dir={folder} exists and is not empty: a run never overwrites another; choose another run_dir{way_on}"
+        )
+
+
 def resume(folder: Path, observer: Observer | None = None) -> Path:
     """Go on from a run's last checkpoint; the round that was interrupted is charged again."""
     folder = folder.resolve()
+    if (folder / "sites").is_dir() and not (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} was interrupted before its run began, and nothing was charged: delete it and start again"
+        )
     config = load_config(folder)
     if (folder / "summary.json").exists():
-        raise ConfigError(f"the run {folder} is finished: nothing to resume; its report is report.html")
+        if (folder / "report.html").exists():
+            raise ConfigError(f"the run {folder} is finished: nothing to resume; its report is report.html")
+        return _describe(folder)
     return train(folder, prepare(config), observer or Silent(), resumed=True)
 
 
@@ -115,7 +130,7 @@ def found(folder: Path, prepared: Prepared) -> None:
     )
     save_checkpoint(folder, prepared.federation.new_model(), Progress(run=secrets.token_hex(16)))
     # The configuration comes last: with it the folder is a run that can be resumed.
-    (folder / "config.yaml").write_text(dump_config(prepared.config), encoding="utf-8")
+    write_whole(folder / "config.yaml", dump_config(prepared.config))
 
 
 def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = False) -> Path:
@@ -189,7 +204,12 @@ def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
         trained.model,
         prepared.simulated.holdout,
     )
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return _describe(folder)
+
+
+def _describe(folder: Path) -> Path:
+    """Model card and report of a run whose summary is written; the report comes last."""
     write_model_card(folder)
     write_report(folder)
     return folder
@@ -241,4 +261,4 @@ def _drop_metrics_from(folder: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the torn last line of the interruption
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_whole(path, "".join(f"{line}\n" for line in kept))

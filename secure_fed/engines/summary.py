@@ -60,6 +60,7 @@ def summarise(
         "relation": "add_or_remove_one",
         "rounds": config.federation.rounds,
         "rounds_burned": progress.burned,
+        "rounds_skipped": progress.skipped,
         "rounds_charged_again": _charged_again(ledgers),
         "resumed": progress.resumed,
         "sites": len(federation.sites),

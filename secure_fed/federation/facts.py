@@ -47,6 +47,7 @@ class Federation:
         self.sites = tuple(sites)
         self.schema: Schema = schema_of(config.data)
         self.method: Method = build(config.method)
+        self.method.check_model(config.model)
         owned = [site.owned for site in self.sites]
         self.pairs: tuple[Pair, ...] = self.method.pairs(self.schema, owned)
         self.phases: tuple[Phase, ...] = self.method.phases(

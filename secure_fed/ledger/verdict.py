@@ -93,27 +93,36 @@ def _row_json(row: Row) -> dict[str, object]:
 
 
 def render(verdict: Verdict, console: Console) -> None:
-    """Print the table, whose keys were trusted, what cannot be seen, and the verdict."""
+    """Print the table, whose keys were trusted, what cannot be seen, and the verdict.
+
+    What is the same for every site stands once below the table.
+    """
+    guarantees = {_guarantee(row) for row in verdict.rows}
+    shared_flags = set.intersection(*(set(row.flags) for row in verdict.rows)) if verdict.rows else set()
     table = Table(title="Privacy ledgers, recomputed")
-    table.add_column("site")
-    for heading in ("records", "rounds", "epsilon (PLD)", "RDP", "delta"):
+    table.add_column("site", no_wrap=True)
+    for heading in ("records", "rounds", "epsilon (PLD)", "RDP"):
         table.add_column(heading, justify="right")
-    table.add_column("unit, relation")
+    if len(guarantees) > 1:
+        table.add_column("guarantee")
     table.add_column("remarks")
     for row in verdict.rows:
         remarks = [f"[bold red]{escape(row.problem)}[/]"] if row.problem else []
-        remarks += [f"[yellow]{escape(flag)}[/]" for flag in row.flags]
+        remarks += [f"[yellow]{escape(flag)}[/]" for flag in row.flags if flag not in shared_flags]
         table.add_row(
             escape(row.site),
             str(row.records),
             str(row.rounds),
             _figure(row.epsilon, "{:.4f}"),
             _figure(row.rdp_epsilon, "{:.4f}"),
-            _figure(row.delta, "{:g}"),
-            escape(f"{row.unit}, {row.relation}") if row.unit else "?",
+            *([escape(_guarantee(row))] if len(guarantees) > 1 else []),
             "\n".join(remarks),
         )
     console.print(table)
+    if len(guarantees) == 1:
+        console.print(f"guarantee: {escape(guarantees.pop())}")
+    for flag in sorted(shared_flags):
+        console.print(f"every site: [yellow]{escape(flag)}[/]")
     console.print(f"roster: {escape(verdict.roster)}")
     console.print(f"tail: {TAIL}")
     if verdict.ok:
@@ -122,6 +131,10 @@ def render(verdict: Verdict, console: Console) -> None:
         console.print(f"[bold red]verdict: DOES NOT HOLD[/]: {escape(verdict.problems[0])}")
         for problem in verdict.problems[1:]:
             console.print(f"  also: {escape(problem)}")
+
+
+def _guarantee(row: Row) -> str:
+    return f"delta {_figure(row.delta, '{:g}')}, per {row.unit or '?'}, {row.relation or '?'}"
 
 
 def _figure(value: float | None, form: str) -> str:

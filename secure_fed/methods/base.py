@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secure_fed.data.records import Schema
 from secure_fed.models.batch import Batch
+from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel
 
 Pair = tuple[str, str]
@@ -39,6 +40,7 @@ class GradientPhase:
     loss: Callable[[MultimodalModel, Batch], Tensor]
     steps: int
     learning_rate: float
+    unclipped_learning_rate: float
     start: int
     stop: int
     still_loss: Callable[[MultimodalModel, Batch], Tensor] | None = None
@@ -112,6 +114,9 @@ class Method(ABC):
     def pairs(self, schema: Schema, owned: Sequence[frozenset[str]]) -> tuple[Pair, ...]:
         """Translators that the model needs, given what each site owns; none by default."""
         return ()
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise ConfigError where this method cannot work with the configured model; all work by default."""
 
     @abstractmethod
     def phases(self, schema: Schema, pairs: Sequence[Pair], rounds: int, width: int) -> tuple[Phase, ...]:

@@ -9,12 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PhaseConfig(BaseModel):
-    """Gradient steps a round and their learning rate for one phase."""
+    """Gradient steps a round and their learning rate for one phase.
+
+    `learning_rate` is for clipped gradients, which sum to norm 1 a record at the most; `unclipped_learning_rate`
+    is for privacy=off, where gradients have their own scale: one rate for both would compare nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    unclipped_learning_rate: float = Field(gt=0)
 
 
 class MethodConfig(BaseModel):

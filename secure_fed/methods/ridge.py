@@ -20,6 +20,7 @@ from secure_fed.methods.base import FloatArray, Pair, Phase, StatisticPhase, tra
 from secure_fed.methods.config import MethodConfig
 from secure_fed.methods.fin import TranslatorImputation
 from secure_fed.models.batch import Batch
+from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel
 
 
@@ -43,6 +44,15 @@ class Ridge(TranslatorImputation):
     def __init__(self, config: RidgeConfig) -> None:
         super().__init__(config)
         self.options = config
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Only plain linear translators can be solved from second moments."""
+        translator = config.translator
+        if translator.name != "linear" or translator.normalise_output:
+            raise ConfigError(
+                f"model/translator={translator.name} cannot be solved from statistics: method=ridge needs "
+                "model/translator=linear with normalise_output=false"
+            )
 
     def phases(self, schema: Schema, pairs: Sequence[Pair], rounds: int, width: int) -> tuple[Phase, ...]:
         """The classifier in all rounds but the last; there, a statistic for each unordered pair."""

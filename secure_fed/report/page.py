@@ -6,13 +6,15 @@ Reads files of the run folder only; jinja2 escapes every value.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import jinja2
+import yaml
 from markupsafe import Markup
+from pydantic import JsonValue
 
 from secure_fed.errors import DataError
 from secure_fed.identity import fingerprint
@@ -76,9 +78,23 @@ def render(run: RunFolder, budget: Budget) -> str:
             labels=_labels(summary),
             budget=budget,
             masked=_masked(summary, run.steps),
-            config=run.config,
+            config=_without_folders(run.settings),
         )
     )
+
+
+def _without_folders(settings: Mapping[str, JsonValue]) -> str:
+    """config.yaml for a reader elsewhere: of an absolute path only the last part, as a report is handed around."""
+
+    def shown(value: JsonValue) -> JsonValue:
+        if isinstance(value, dict):
+            return {key: shown(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [shown(item) for item in value]
+        is_path = isinstance(value, str) and Path(value).is_absolute()
+        return f".../{Path(str(value)).name}" if is_path else value
+
+    return yaml.safe_dump(shown(dict(settings)), sort_keys=False, allow_unicode=True)
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -132,13 +132,12 @@ class Step(_FromFile):
 class RunFolder:
     """Everything that a report stands on. `ledgers`: site -> path of its ledger, absent where it has none.
 
-    `config` is the text of config.yaml, `settings` its values.
+    `settings` are the values of config.yaml.
     """
 
     path: Path
     summary: Summary
     steps: tuple[Step, ...]
-    config: str
     settings: Mapping[str, JsonValue]
     roster: Roster
     ledgers: Mapping[str, Path]
@@ -161,7 +160,6 @@ def read_run(run: Path) -> RunFolder:
         path=run,
         summary=summary,
         steps=_steps(run / "metrics.jsonl"),
-        config=config,
         settings=_mapping(run / "config.yaml", config),
         roster=roster,
         ledgers=_ledgers(run, summary),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from secure_fed.errors import RunAborted, SecAggError
+from secure_fed.errors import BudgetExhausted, RunAborted, SecAggError
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
 from secure_fed.federation.wire import OK, STAGES, Header, Parcel, Transport
@@ -66,7 +66,7 @@ class Coordinator:
         """One round of the schedule.
 
         Retries with fresh keys over the same stored updates while nothing was opened. Raises RoundBurned where
-        something was, RunAborted when the attempts are used up.
+        something was, BudgetExhausted where sites have no budget left for it, RunAborted when the attempts are used up.
         """
         if self.federation.config.secagg.mode == "off":
             return self._plain_round(header, model)
@@ -77,6 +77,11 @@ class Coordinator:
                 return self._attempt(replace(header, attempt=attempt), model, traffic)
             except SecAggError as error:
                 failure = error
+        exhausted = sorted(site for site, code in traffic.codes.items() if code == "budget_exhausted")
+        if exhausted:
+            raise BudgetExhausted(
+                f"round {header.round} found {', '.join(exhausted)} without budget for its phase, and too few others"
+            )
         answered = ", ".join(f"{site}: {code}" for site, code in sorted(traffic.codes.items())) or "all answered"
         raise RunAborted(
             f"round {header.round} failed in all {limit} attempts: {failure} (last answers: {answered}); nothing "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from secure_fed.errors import DataError, RunAborted
+from secure_fed.errors import BudgetExhausted, DataError, RunAborted
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.wire import Header
 from secure_fed.methods.base import StatisticPhase
@@ -34,7 +34,7 @@ class Progress:
     step: int = 0
     round: int = 0
     burned: int = 0
-    charged_again: int = 0
+    skipped: int = 0
     resumed: int = 0
     wall_s: float = 0.0
     states: dict[str, State] = field(default_factory=dict)
@@ -70,7 +70,15 @@ class Trainer:
         scores: dict[str, Scores] = {}
         while progress.step < total:
             began = time.monotonic()
-            result = self._round(model, progress)
+            try:
+                result = self._round(model, progress)
+            except BudgetExhausted:
+                # Interruptions have used up the spare rounds of this phase: what is left of the schedule goes on.
+                progress.step += 1
+                progress.round += 1
+                progress.skipped += 1
+                save_checkpoint(self.folder, model, progress)
+                continue
             self._apply(result, model, progress)
             last = progress.step == total - 1
             if last or progress.step % config.evaluation.every == 0:
@@ -95,7 +103,6 @@ class Trainer:
             except RoundBurned as burned:
                 progress.round += 1
                 progress.burned += 1
-                progress.charged_again += 1
                 code = burned.code
         raise RunAborted(
             f"step {progress.step} was burned {spare + 1} times while its sums were opened ({code}); the "

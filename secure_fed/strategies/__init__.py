@@ -59,13 +59,17 @@ def step(config: FedAvgConfig | FedAdamConfig, parameters: Vector, state: State,
     zeros = np.zeros_like(mean)
     first = beta_1 * state.moments.get("first", zeros) + (one - beta_1) * mean
     second = beta_2 * state.moments.get("second", zeros) + (one - beta_2) * (mean * mean)
-    # Bias correction by a running product: `pow` is not the same on every machine.
-    product_1, product_2 = one, one
-    for _ in range(state.steps + 1):
-        product_1, product_2 = product_1 * beta_1, product_2 * beta_2
-    corrected_first = first / (one - product_1)
-    corrected_second = second / (one - product_2)
+    corrected_first = first / (one - _power(beta_1, state.steps + 1))
+    corrected_second = second / (one - _power(beta_2, state.steps + 1))
     root: Vector = np.sqrt(corrected_second)
     update: Vector = corrected_first / (root + np.float32(config.tau))
     moved: Vector = parameters + np.float32(config.learning_rate) * update
     return moved, State(state.steps + 1, {"first": first, "second": second})
+
+
+def _power(base: np.float32, exponent: int) -> np.float32:
+    """base^exponent by a running product: `pow` is not the same on every machine."""
+    product = np.float32(1)
+    for _ in range(exponent):
+        product = product * base
+    return product

@@ -10,7 +10,7 @@ from federation_bench import Bench
 
 from secure_fed.client.home import Home
 from secure_fed.client.training import LocalTraining
-from secure_fed.errors import RunAborted
+from secure_fed.errors import BudgetExhausted, RunAborted
 from secure_fed.federation.wire import OK, STAGES, Header, Parcel
 from secure_fed.server.round import RoundBurned
 from secure_fed.strategies import State, step
@@ -221,7 +221,7 @@ def test_a_site_refuses_more_rounds_than_were_budgeted_whatever_the_server_asks(
     bench = Bench.make(make_config("federation.rounds=2", "federation.spare_rounds=1", "federation.max_attempts=1"))
     bench.round(number=0)
     bench.round(number=1)
-    with pytest.raises(RunAborted, match="budget_exhausted"):
+    with pytest.raises(BudgetExhausted, match="site01"):
         bench.round(number=2)
     assert all(len(bench.reserves(site)) == 2 for site in bench.sites)
 

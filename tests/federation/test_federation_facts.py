@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from secure_fed.accounting import epsilon
-from secure_fed.errors import ConfigError
+from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import plan_for, repeated
 from secure_fed.federation.wire import Header
-from secure_fed.errors import SecAggError
 
 BOTH, IMAGE, TEXT = frozenset({"image", "text"}), frozenset({"image"}), frozenset({"text"})
 

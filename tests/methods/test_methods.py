@@ -22,11 +22,11 @@ NAMES = ("vitals", "labs", "notes")
 SCHEMA = Schema(
     tuple(ModalitySpec(name, "tabular", (4,), tuple(f"{name}{i}" for i in range(4))) for name in NAMES), ("dead",)
 )
-CLASSIFY = {"steps": 2, "learning_rate": 1.0}
+CLASSIFY = {"steps": 2, "learning_rate": 1.0, "unclipped_learning_rate": 0.5}
 FIN = FinConfig(
     name="fin",
     classify=CLASSIFY,
-    translate={"steps": 3, "learning_rate": 0.5},
+    translate={"steps": 3, "learning_rate": 0.5, "unclipped_learning_rate": 0.1},
     schedule="last",
     translator_share=1 / 6,
 )
@@ -196,7 +196,7 @@ def test_who_owns_what_follows_from_the_component_names() -> None:
     assert not owns("translator.vitals_to_labs", frozenset({"labs"}))
 
 
-@pytest.mark.parametrize("config", (FIN, RIDGE), ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [FIN, RIDGE], ids=lambda config: config.name)
 def test_imputing_methods_refuse_a_federation_in_which_nobody_has_two_modalities(config) -> None:
     with pytest.raises(ConfigError, match="owns two modalities"):
         build(config).pairs(SCHEMA, [frozenset({"labs"}), frozenset({"vitals"})])
