@@ -70,12 +70,22 @@ class Home:
         _write(self._path(name), nonce + self._cipher().encrypt(nonce, data, name.encode()))
 
     def get(self, name: str) -> bytes | None:
-        """What was kept under `name`; None where there is nothing, or nothing that this key wrapped whole."""
+        """What was kept under `name`, None where there is nothing; raises ConfigError where it was changed.
+
+        A journal that cannot be read is not an empty one: the site stops rather than forget what it released.
+        """
+        path = self._path(name)
         try:
-            wrapped = self._path(name).read_bytes()
-            return self._cipher().decrypt(wrapped[:_NONCE], wrapped[_NONCE:], name.encode())
-        except (FileNotFoundError, InvalidTag, ValueError):
+            wrapped = path.read_bytes()
+        except FileNotFoundError:
             return None
+        try:
+            return self._cipher().decrypt(wrapped[:_NONCE], wrapped[_NONCE:], name.encode())
+        except (InvalidTag, ValueError) as error:
+            raise ConfigError(
+                f"{path} was changed or belongs to another home: the site takes part in nothing until its operator "
+                "has found out why"
+            ) from error
 
     def drop(self, name: str) -> None:
         """Forget `name`. The bytes may survive on the medium; the key beside them is the site's to guard."""

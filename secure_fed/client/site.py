@@ -31,7 +31,7 @@ from secure_fed.ledger import Genesis, Ledger, Settle
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
-from secure_fed.secagg import ClientSession, KeyStream, SessionContext, quantise, system_dither
+from secure_fed.secagg import ClientSession, Code, KeyStream, SessionContext, Stage, quantise, system_dither
 
 SILENT = "silent"
 _CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -98,11 +98,14 @@ class SiteClient:
         self.home.put("session", session.to_bytes())
         return Parcel(body=body)
 
-    def _continue(self, header: Header, answer: Callable[[ClientSession], bytes]) -> Parcel:
+    def _session(self, header: Header) -> ClientSession:
         state = self.home.get("session")
         if state is None:
             raise SecAggError("no_session", "the site has no session under way")
-        session = ClientSession.from_bytes(state, self._context(header), self.site.name, self._sign)
+        return ClientSession.from_bytes(state, self._context(header), self.site.name, self._sign)
+
+    def _continue(self, header: Header, answer: Callable[[ClientSession], bytes]) -> Parcel:
+        session = self._session(header)
         try:
             return Parcel(body=answer(session))
         finally:
@@ -110,6 +113,9 @@ class SiteClient:
             self.home.put("session", session.to_bytes())
 
     def _mask(self, header: Header, parcel: Parcel) -> Parcel:
+        if self._session(header).stage is not Stage.MASK:
+            # Before anything is charged: a message out of order would otherwise cost budget.
+            raise SecAggError(Code.WRONG_STAGE, "mask")
         model_hash = self._received_model(parcel.arrays)
         update = self._update(header, parcel.arrays, model_hash)
         weight = self.federation.weights[self.site.name]
@@ -145,7 +151,9 @@ class SiteClient:
         return answer
 
     def _plain(self, header: Header, parcel: Parcel) -> Parcel:
-        """secagg=off: the update itself, for comparison only."""
+        """secagg=off: the update itself, for comparison only; no message can ask for it in any other run."""
+        if self.config.secagg.mode != "off":
+            raise PolicyRefusal(f"{self.site.name}: an unmasked update was asked for in a run with secagg=on")
         self._advance_journal(header)
         model_hash = self._received_model(parcel.arrays)
         return Parcel(arrays=self._update(header, parcel.arrays, model_hash))

@@ -114,7 +114,14 @@ class LocalTraining:
 
     def _ensure_planned(self, run: str, plan: SitePlan) -> None:
         """Put the run's whole plan on the ledger once; raises BudgetExhausted where it passes the policy."""
-        if any(isinstance(record.body, Plan) and record.body.run == run for record in self.ledger.records):
+        planned_runs = {record.body.run for record in self.ledger.records if isinstance(record.body, Plan)}
+        if planned_runs - {run}:
+            # Composing plans that were chosen after seeing results needs a privacy filter: refuse until there is one.
+            raise BudgetExhausted(
+                f"{self.site.name}: this home's budget belongs to run {min(planned_runs - {run})}, and run {run} asks "
+                "for more; a further run needs a home of its own"
+            )
+        if planned_runs:
             return
         if plan.epsilon > self.policy.epsilon:
             raise BudgetExhausted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,9 @@ from secure_fed.data import Records
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.plan import SitePlan
 from secure_fed.ledger import Reserve, read_ledger, spent
+from secure_fed.methods.base import GradientPhase
 from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.privacy.plan import GaussianPlan
 from secure_fed.server.evaluation import ALL_PRESENT, Scores
 from secure_fed.server.training import Progress
 from secure_fed.versions import versions
@@ -70,7 +73,7 @@ def summarise(
         "wall_s": round(progress.wall_s, 2),
         "insecure_reproducible": config.insecure_reproducible,
         "model_sha256": model.digest().hex(),
-        "warnings": warnings_of(federation),
+        "warnings": warnings_of(federation, plans),
         "secagg": {
             "mode": config.secagg.mode,
             "threshold": federation.threshold,
@@ -87,10 +90,10 @@ def summarise(
     }
 
 
-def warnings_of(federation: Federation) -> list[str]:
-    """What weakens the guarantee of this run; shown on top of every output."""
+def warnings_of(federation: Federation, plans: Mapping[str, SitePlan | None]) -> list[str]:
+    """What weakens the guarantee or the result of this run; shown on top of every output."""
     config = federation.config
-    warnings = []
+    warnings = [text for text in (_clipped_noise(federation, plan) for plan in plans.values()) if text][:1]
     if config.privacy.mode == "off":
         warnings.append("privacy=off: nothing protects the records; for comparison only")
     if config.insecure_reproducible:
@@ -104,6 +107,22 @@ def warnings_of(federation: Federation) -> list[str]:
             "federation.corrupt=0: if one site colludes with the server, masks do not protect the others; DP alone does"
         )
     return warnings
+
+
+def _clipped_noise(federation: Federation, plan: SitePlan | None) -> str | None:
+    """A caution where three deviations of a site's noise in one round pass the ring's clip."""
+    for planned in plan.phases if plan else ():
+        release = planned.release
+        if isinstance(release, GaussianPlan) and isinstance(planned.phase, GradientPhase):
+            step = release.noise_multiplier * release.max_grad_norm / release.expected_batch
+            deviation = planned.phase.learning_rate * step * math.sqrt(release.steps)
+            if 3 * deviation > federation.config.secagg.clip:
+                return (
+                    f"the noise of {planned.phase.name} has a deviation of {deviation:.2g} a round at a site of "
+                    f"{release.declared_n} records, and secagg.clip={federation.config.secagg.clip:g} cuts it: "
+                    "use more records, a lower learning rate or a larger secagg.clip"
+                )
+    return None
 
 
 def _charged_again(ledgers: Mapping[str, Any]) -> int:

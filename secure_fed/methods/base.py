@@ -115,7 +115,7 @@ class Method(ABC):
         """Translators that the model needs, given what each site owns; none by default."""
         return ()
 
-    def check_model(self, config: ModelConfig) -> None:
+    def check_model(self, config: ModelConfig) -> None:  # noqa: B027 - a hook that may do nothing
         """Raise ConfigError where this method cannot work with the configured model; all work by default."""
 
     @abstractmethod

@@ -34,7 +34,7 @@ _PRIVACY_OFF = Notice(
 _REPRODUCIBLE = Notice(
     "danger",
     "Insecure and reproducible",
-    "insecure_reproducible=true: noise, masks and sampling came from the seed. Whoever knows the seed "
+    "insecure_reproducible=true: noise, sampling and rounding came from the seed. Whoever knows the seed "
     "can remove them, so no privacy figure of this run protects anybody.",
 )
 _SECAGG_OFF = Notice(

@@ -104,6 +104,8 @@ class Trainer:
                 progress.round += 1
                 progress.burned += 1
                 code = burned.code
+                # A run that is killed now must not come back to a round number that sites have released.
+                save_checkpoint(self.folder, model, progress)
         raise RunAborted(
             f"step {progress.step} was burned {spare + 1} times while its sums were opened ({code}); the "
             f"{spare} spare rounds of the budget are used up. The ledgers stand; a new run needs a new budget"

@@ -213,5 +213,5 @@ def test_accountant_prints_nothing(capfd):
         "from secure_fed.accounting import *; "
         "epsilon([Mechanism('poisson_gaussian', .8, .0625, 800)], 1e-5, accountant='rdp')"
     )
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""

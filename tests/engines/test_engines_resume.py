@@ -17,7 +17,7 @@ from secure_fed.client.site import SiteClient
 from secure_fed.client.training import LocalTraining
 from secure_fed.engines import runner
 from secure_fed.engines.runner import resume, start
-from secure_fed.errors import ConfigError, RunAborted, SecureFedError
+from secure_fed.errors import ConfigError, RunAborted
 from secure_fed.ledger import verify
 from secure_fed.server import training as server_training
 
@@ -52,7 +52,7 @@ def assert_finished_with_at_most_one_step_charged_again(run: Path, resumed: int 
 
 def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "secure_fed.cli", "run", *overrides, f"run_dir={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)  # noqa: S603
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
 
 
 def wait_for_rounds(process: subprocess.Popen[str], folder: Path, count: int) -> None:
@@ -66,7 +66,7 @@ def wait_for_rounds(process: subprocess.Popen[str], folder: Path, count: int) ->
 
 def test_a_run_that_is_killed_is_continued_from_the_command_line(small, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = begin(folder, *small, "federation.rounds=12", "evaluation.every=4")
+    process = begin(folder, *small, "federation.rounds=6", "evaluation.every=6")
     wait_for_rounds(process, folder, 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -197,22 +197,51 @@ def test_a_ledger_torn_in_its_last_record_is_continued(make_config, monkeypatch,
     assert_finished_with_at_most_one_step_charged_again(folder)
 
 
-def test_more_interruptions_than_spare_rounds_stop_at_the_budget_and_never_pass_it(
+def test_more_interruptions_than_spare_rounds_cost_steps_of_the_schedule_and_never_the_budget(
     make_config, monkeypatch, tmp_path
 ) -> None:
     folder = tmp_path / "run"
     config = make_config(f"federation.rounds={STEPS}", "federation.spare_rounds=1", folder=folder)
-    for attempt in range(3):
+    interruptions = 3
+    for attempt in range(interruptions):
         with monkeypatch.context() as patched:
             die_at_call(patched, server_training.Trainer, "_apply", 1, after=False)
             with pytest.raises(Killed):
                 start(config) if attempt == 0 else resume(folder)
-    with pytest.raises(SecureFedError, match="budget") as stopped:
-        resume(folder)
-    assert stopped.value.exit_code in {3, 4}
-    verdict = verify([folder])
-    assert verdict.ok
-    assert verdict.epsilon_max <= config.privacy.epsilon
+    resume(folder)
+    summary = summary_of(folder)
+    assert len(steps_of(folder)) == STEPS - (interruptions - 1), "one interruption is paid for by the spare round"
+    assert summary["steps_skipped"] == interruptions - 1
+    assert summary["rounds_charged_again"] == 1, "it was the same step each time"
+    assert summary["resumed"] == interruptions
+    assert summary["epsilon_max"] <= config.privacy.epsilon
+    assert verify([folder]).ok
+
+
+def test_a_run_killed_after_a_burned_round_never_uses_a_released_round_number_again(
+    make_config, monkeypatch, tmp_path
+) -> None:
+    """Shares of round 0 were given out and lost on the way; the run dies in the round that takes its place."""
+    folder = tmp_path / "run"
+    unmask = SiteClient._unmask
+
+    def lost_on_the_way(self, header, parcel):
+        answer = unmask(self, header, parcel)
+        if header.round == 0:
+            raise OSError("the network is gone")
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SiteClient, "_unmask", lost_on_the_way)
+        die_at_call(patched, LocalTraining, "_reserve", 8, after=True)
+        with pytest.raises(Killed):
+            start(make_config(f"federation.rounds={STEPS}", "federation.spare_rounds=2", folder=folder))
+    resume(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(2, 2 + STEPS))
+    assert [line["attempts"] for line in lines] == [1] * STEPS, "a stale round number cost an attempt"
+    assert summary_of(folder)["rounds_burned"] == 1
+    assert verify([folder]).ok
 
 
 # -- drop-outs -------------------------------------------------------------------------------------------------

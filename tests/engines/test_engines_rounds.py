@@ -10,7 +10,7 @@ from federation_bench import Bench
 
 from secure_fed.client.home import Home
 from secure_fed.client.training import LocalTraining
-from secure_fed.errors import BudgetExhausted, RunAborted
+from secure_fed.errors import BudgetExhausted, ConfigError, RunAborted
 from secure_fed.federation.wire import OK, STAGES, Header, Parcel
 from secure_fed.server.round import RoundBurned
 from secure_fed.strategies import State, step
@@ -208,13 +208,38 @@ def test_the_charge_is_on_disk_before_a_record_is_sampled_or_noise_is_drawn(make
     seen: list[int] = []
 
     def look(model, components, loss, records, plan, train, noise) -> None:
-        seen.append(len(bench.reserves("site01")))
+        seen.append(sum(len(bench.reserves(site)) for site in bench.sites))
 
     monkeypatch.setattr("secure_fed.client.training.dp_sgd", look)
-    bench.sites["site01"].handle("advertise", Parcel(header=Header("run", 0, 0, 0).to_bytes()))
+    bench.round()
+    assert seen == [1, 2, 3, 4, 5]  # sites train one after the other, each with its own charge already there
+
+
+def test_a_message_out_of_order_costs_no_budget(make_config) -> None:
+    bench = Bench.make(make_config())
+    header = Header("run", 0, 0, 0).to_bytes()
     arrays = {name: bench.model.get_component(name) for name in bench.model.components()}
-    bench.sites["site01"].handle("mask", Parcel(header=Header("run", 0, 0, 0).to_bytes(), arrays=arrays))
-    assert seen == [1]
+    site = bench.sites["site01"]
+    assert site.handle("mask", Parcel(header=header, arrays=arrays)).code == "no_session"
+    assert site.handle("advertise", Parcel(header=header)).code == OK
+    assert site.handle("mask", Parcel(header=header, arrays=arrays)).code == "wrong_stage"
+    assert bench.reserves("site01") == []
+
+
+def test_no_message_gets_an_unmasked_update_out_of_a_run_with_secure_aggregation(make_config) -> None:
+    bench = Bench.make(make_config())
+    arrays = {name: bench.model.get_component(name) for name in bench.model.components()}
+    answer = bench.sites["site01"].handle("plain", Parcel(header=Header("run", 0, 0, 0).to_bytes(), arrays=arrays))
+    assert (answer.code, answer.body, dict(answer.arrays)) == ("refused_by_policy", b"", {})
+    assert bench.reserves("site01") == []
+
+
+def test_a_server_cannot_renew_a_sites_budget_by_calling_the_run_another(make_config) -> None:
+    bench = Bench.make(make_config("federation.max_attempts=1"))
+    bench.round(run="first")
+    with pytest.raises(BudgetExhausted, match="site01"):
+        bench.round(run="second")
+    assert all(len(bench.reserves(site)) == 1 for site in bench.sites)
 
 
 def test_a_site_refuses_more_rounds_than_were_budgeted_whatever_the_server_asks(make_config) -> None:
@@ -240,7 +265,18 @@ def test_what_a_site_keeps_between_messages_is_encrypted(make_config, updates) -
         assert update[:8].tobytes() not in raw
     assert home.private.stat().st_mode & 0o077 == 0
     (home.private / "pending.bin").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert home.get("pending") is None, "a changed file was taken for the site's own"
+    with pytest.raises(ConfigError, match="was changed"):
+        home.get("pending")
+
+
+def test_a_site_whose_journal_was_changed_takes_part_in_nothing(make_config) -> None:
+    bench = Bench.make(make_config("federation.max_attempts=1"))
+    bench.round(number=0)
+    for site in bench.sites:
+        journal = bench.folder / "sites" / site / "private" / "journal.bin"
+        journal.write_bytes(journal.read_bytes()[:-1])
+    with pytest.raises(RunAborted, match="refused"):
+        bench.round(number=1)
 
 
 def test_a_client_can_recompute_the_server_step(make_config) -> None:

@@ -22,7 +22,7 @@ from secure_fed.ledger import ledger as ledger_module
 
 def _python(script, *arguments):
     command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - our own
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_records_come_back_as_written_and_in_order(tmp_path, key):

@@ -16,7 +16,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_chromium_lays_the_page_out(finished, tmp_path):
     target = write_report(finished)
-    done = subprocess.run(  # noqa: S603 - a browser found on the path, our own page
+    done = subprocess.run(
         [
             BROWSER,
             "--headless",
