@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How much of the label each modality says.")
     parser.add_argument("--physionet2012", type=Path, help="the released folder or set-a.tar.gz")
     parser.add_argument("--splits", type=int, default=4)
-    parser.add_argument("--patients", type=int, default=SyntheticCxrConfig().patients)
+    parser.add_argument("--patients", type=int, default=4000)
     options = parser.parse_args()
     config: PhysioNet2012Config | SyntheticCxrConfig = SyntheticCxrConfig(patients=options.patients)
     c = 1e-3

@@ -122,13 +122,14 @@ def predict(
 ) -> None:
     """Probabilities for new records, any modality missing, as CSV: id, one column a label."""
     from secure_fed.prediction import predict_csv
+    from secure_fed.report.page import write_whole
 
     with _said_plainly():
         text = predict_csv(run_folder, data)
         if output is None:
             sys.stdout.write(text)
         else:
-            output.write_text(text, encoding="utf-8")
+            write_whole(output, text)
             typer.echo(f"predictions: {output}", err=True)
 
 

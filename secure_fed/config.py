@@ -139,7 +139,10 @@ def _explain(error: HydraException, overrides: Sequence[str]) -> str:
         key, option = override.key_or_group, str(override.value())
         if option not in groups[key]:
             return f"{key}={option} is unknown; {_nearest(option, groups[key])}known: {', '.join(groups[key])}"
-    known = _known([str(override.input_line) for override in choices])
+    try:
+        known = _known([str(override.input_line) for override in choices])
+    except HydraException as wrong:  # options that do not go together
+        return _first_line(wrong)
     for override in parsed:
         key = override.key_or_group
         if key not in {*known[0], *known[1], "hydra"} and not key.startswith("hydra.") and not override.is_add():

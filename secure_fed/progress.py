@@ -1,4 +1,4 @@
-"""Progress of a run for a person: one live line on a terminal, a line a round in a log."""
+"""Progress of a run for a person: a live bar over the latest figures on a terminal, a line a round in a log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from secure_fed.federation.config import RunConfig
 
@@ -22,6 +24,9 @@ class LiveProgress:
         self._began = 0.0
         self._done_before = 0
         self._bar: Progress | None = None
+        self._live: Live | None = None
+        self._figures = Text()
+        self._scored: dict[str, Any] = {}
 
     def __enter__(self) -> LiveProgress:
         return self
@@ -29,8 +34,8 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def begin(self, config: RunConfig, done: int) -> None:
         """Say what is about to run, warnings first."""
@@ -53,30 +58,38 @@ class LiveProgress:
                 TextColumn("round"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
-                TextColumn("{task.description}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.description}"),
                 console=self._console,
             )
             self._bar.add_task("", total=self._total, completed=done)
-            self._bar.start()
+            # The figures have a line of their own: beside the bar they do not fit 80 columns.
+            self._live = Live(Group(self._bar, self._figures), console=self._console)
+            self._live.start()
 
     def round(self, line: dict[str, Any]) -> None:
         """Show a round that ended."""
         if self._quiet:
             return
         done = line["step"] + 1
+        phases = "+".join(line["phases"])
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, description=_describe(line))
+            # Between two evaluations the last scores stay in sight.
+            self._scored |= {key: line[key] for key in ("auroc_macro", "auroc_macro_missing") if key in line}
+            self._figures.plain = _figures(self._scored | line)
+            self._bar.update(self._bar.task_ids[0], completed=done, description=phases)
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / max(1, done - self._done_before) * (self._total - done)
-        self._console.print(f"round {done:>3}/{self._total}  {_describe(line)}  left {left:.0f} s")
+        self._console.print(
+            f"round {done:>3}/{self._total}  {phases:<9}  {_figures(line)}  left {left:.0f} s", markup=False
+        )
 
 
-def _describe(line: dict[str, Any]) -> str:
-    parts = [f"{'+'.join(line['phases']):<9}"]
+def _figures(line: dict[str, Any]) -> str:
+    parts = []
     if "auroc_macro" in line:
         parts.append(f"AUROC {line['auroc_macro']:.3f}")
         parts += [f"no {name} {value:.3f}" for name, value in line["auroc_macro_missing"].items()]

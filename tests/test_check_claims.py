@@ -46,9 +46,7 @@ def repository(tmp_path):
 def run(root: Path, *rows: str) -> subprocess.CompletedProcess[str]:
     table = "\n".join(["# Threat model", "", "| id | claim | tests |", "|---|---|---|", *rows, ""])
     (root / "threat_model.md").write_text(table, encoding="utf-8")
-    return subprocess.run(
-        [sys.executable, SCRIPT, root], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, SCRIPT, root], capture_output=True, text=True, check=False)
 
 
 def refused(root: Path, *rows: str) -> str:
@@ -114,9 +112,7 @@ def test_readme_and_docs_are_checked_for_tests_and_benchmarks(repository):
 
 
 def test_a_missing_or_empty_threat_model_is_refused(repository):
-    result = subprocess.run(
-        [sys.executable, SCRIPT, repository], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, SCRIPT, repository], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "threat_model.md: missing" in result.stderr
     assert "holds no claim" in refused(repository)

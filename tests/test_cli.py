@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 from secure_fed.cli import app
+from secure_fed.progress import LiveProgress
 
 TINY = ("federation.rounds=2", "data.patients=200")
 """On top of `small`: as small as a run gets."""
@@ -272,6 +276,9 @@ def test_a_run_never_goes_where_something_stands(
         result = cli("run", *small, f"run_dir={tmp_path / 'file'}", *flags)
         assert result.exit_code == 2
         assert f"run_dir={tmp_path / 'file'} is a file" in error_of(result)
+    result = cli("run", *small, f"run_dir={tmp_path / 'file' / 'below'}")
+    assert result.exit_code == 2
+    assert "below cannot be made: Not a directory" in error_of(result)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -330,3 +337,38 @@ def test_a_run_that_is_for_comparison_only_says_so_on_top_of_every_output(
     if override == "privacy=off":
         assert (summary["epsilon"], summary["epsilon_max"], summary["delta"]) == ({}, None, None)
     assert cli("verify", folder).exit_code == 0
+
+
+# -- progress --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_round_scores_epsilon_and_survivors_in_80_columns(make_config, monkeypatch, terminal) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        "secure_fed.progress.Console",
+        lambda **options: Console(**{**options, "stderr": False}, file=shown, force_terminal=terminal, width=80),
+    )
+    line = {
+        "step": 1,
+        "phases": ["translate"],
+        "auroc_macro": 0.812,
+        "auroc_macro_missing": {"image": 0.7, "text": 0.65},
+        "epsilon_max": 4.25,
+        "participants": 10,
+        "survivors": 9,
+    }
+    with LiveProgress() as progress:
+        progress.begin(make_config(), 0)
+        progress.round({**line, "step": 0})
+        # A round without evaluation keeps the last scores in sight on a terminal.
+        progress.round({key: value for key, value in line.items() if not key.startswith("auroc") or not terminal})
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    lines = [part.rstrip() for part in re.split(r"[\r\n]+", text) if part.strip()]
+    assert all(len(part) <= (80 if terminal else 120) for part in lines[1:]), "the first line may wrap"
+    assert not any("…" in part for part in lines)
+    last = lines[-1]
+    for part in ("AUROC 0.812", "no image 0.700", "no text 0.650", "eps 4.25", "sites 10, survivors 9"):
+        assert part in last
+    assert ("round 2/3" in text) if terminal else ("round   2/3  translate" in last)
+    assert "left" in text

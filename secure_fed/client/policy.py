@@ -41,7 +41,7 @@ def load_policy(path: Path) -> Policy:
         return Policy.model_validate(tree)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing: a site takes part in nothing without its owner's policy") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(

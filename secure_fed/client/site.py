@@ -20,7 +20,7 @@ from secure_fed.client.faults import is_silent
 from secure_fed.client.home import Home
 from secure_fed.client.policy import Policy, admit
 from secure_fed.client.training import LocalTraining, Update
-from secure_fed.errors import BudgetExhausted, PolicyRefusal, SecAggError, SecureFedError
+from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecAggError, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
@@ -199,6 +199,9 @@ class SiteClient:
 
     def _journal(self) -> dict[str, dict[str, int]]:
         stored = self.home.get("journal")
+        if stored is None and self.home.ledger_path.exists():
+            # The journal is written before the first charge: a ledger without one means that it was taken away.
+            raise ConfigError(f"{self.home.root}: the journal is gone; the site cannot know which rounds it released")
         journal: dict[str, dict[str, int]] = json.loads(stored) if stored else {}
         return journal
 

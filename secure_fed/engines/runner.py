@@ -123,7 +123,10 @@ def resume(folder: Path, observer: Observer | None = None) -> Path:
 
 def found(folder: Path, prepared: Prepared) -> None:
     """Make the run folder: resolved configuration, homes, roster, data notes and the first checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder} cannot be made: {error.strerror}; give a folder that can") from error
     found_homes(folder, prepared.config, prepared.federation.sites)
     (folder / "data_notes.json").write_text(
         json.dumps(dict(prepared.simulated.notes), indent=2) + "\n", encoding="utf-8"

@@ -63,5 +63,6 @@ def _rounds_note(summary: Summary) -> str:
     notes = [
         (summary.rounds_burned, "burned"),
         (summary.rounds_charged_again, "charged again after an interruption"),
+        (summary.rounds_skipped, "left out for want of budget"),
     ]
     return ", ".join(f"{value} {name}" for value, name in notes if value)

@@ -96,6 +96,7 @@ class Summary(_FromFile):
     rounds: int
     rounds_burned: int
     rounds_charged_again: int
+    rounds_skipped: int = 0
     resumed: int
     sites: int
     members: dict[str, MemberFacts]

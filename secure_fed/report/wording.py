@@ -80,6 +80,12 @@ def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
             "interruption. The ledgers and every epsilon below include both charges."
         )
         found.append(Notice("notice", "Charged again", text))
+    if summary.rounds_skipped:
+        text = (
+            f"{formats.plural(summary.rounds_skipped, 'round')} of the schedule did not take place: interruptions or "
+            "burned rounds had used up the budget that was set aside for repeating them."
+        )
+        found.append(Notice("notice", "Rounds left out", text))
     others = [ledger.site for ledger in budget.ledgers if ledger.other_runs]
     if others:
         text = (

@@ -21,7 +21,7 @@ from secure_fed.errors import ConfigError, RunAborted
 from secure_fed.ledger import verify
 from secure_fed.server import training as server_training
 
-STEPS = 5
+STEPS = 3
 
 
 class Killed(BaseException):
@@ -80,17 +80,31 @@ def test_a_run_that_is_killed_is_continued_from_the_command_line(small, tmp_path
     assert_finished_with_at_most_one_step_charged_again(folder)
 
 
-def test_ctrl_c_tells_how_to_go_on(small, tmp_path: Path) -> None:
+@pytest.mark.parametrize("again", [False, True], ids=["a new run", "a resumed run"])
+def test_ctrl_c_tells_how_to_go_on(small, tmp_path: Path, monkeypatch, again) -> None:
     folder = tmp_path / "run"
-    process = begin(folder, *small, "federation.rounds=60", "evaluation.every=60")
-    wait_for_rounds(process, folder, 1)
-    process.send_signal(signal.SIGINT)
-    output, log = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert log.splitlines()[-1] == f"interrupted: the ledgers stand; continue with: secure-fed run resume={folder}"
-    assert "Traceback" not in log
-    assert output == ""
+
+    def pressed(self, *_arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(server_training.Trainer, "_apply", pressed)
+    result = CliRunner().invoke(app, ["run", *small, f"run_dir={folder}"])
+    if again:
+        result = CliRunner().invoke(app, ["run", f"resume={folder}"])
+    assert result.exit_code == 130
+    last = result.stderr.splitlines()[-1]
+    assert last == f"interrupted: the ledgers stand; continue with: secure-fed run resume={folder}"
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
     assert verify([folder]).ok
+
+
+def test_ctrl_c_before_anything_began_leaves_nothing(small, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "prepare", lambda config: signal.raise_signal(signal.SIGINT))
+    result = CliRunner().invoke(app, ["run", *small, f"run_dir={tmp_path / 'run'}"])
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted: nothing had begun"
+    assert not (tmp_path / "run").exists()
 
 
 # -- killed at a chosen place ----------------------------------------------------------------------------------
@@ -117,15 +131,12 @@ PLACES = {
     # five sites, so calls 6 to 10 of a site's work belong to the second round
     "before a site reserves": (LocalTraining, "_reserve", 8, False),
     "after a site reserved, before it trained": (LocalTraining, "_reserve", 8, True),
-    "after a site trained, before it kept the update": (LocalTraining, "update", 8, True),
     "after a site kept its update, before it masked": (SiteClient, "_update", 8, True),
     "after some sites opened the sum": (SiteClient, "_unmask", 8, True),
     "after a site erased its update, before it settled": (SiteClient, "_ledger", 8, False),
     "after the sum was opened, before the model moved": (server_training.Trainer, "_apply", 2, False),
     "after metrics were written, before the checkpoint": (server_training, "append_metrics", 2, True),
-    "after the checkpoint": (server_training, "save_checkpoint", 2, True),
     "after the last round": (runner, "save_model", 1, False),
-    "after the model file": (runner, "save_model", 1, True),
     "before the summary is in its place": (runner, "summarise", 1, True),
 }
 
@@ -136,7 +147,7 @@ def test_a_run_killed_anywhere_goes_on_with_at_most_one_round_charged_again(
 ) -> None:
     folder = tmp_path / "run"
     owner, name, call, after = PLACES[place]
-    config = make_config(f"federation.rounds={STEPS}", "evaluation.every=5", folder=folder)
+    config = make_config(f"federation.rounds={STEPS}", "evaluation.every=3", folder=folder)
     with monkeypatch.context() as patched:
         die_at_call(patched, owner, name, call, after=after)
         with pytest.raises(Killed):
@@ -201,7 +212,7 @@ def test_more_interruptions_than_spare_rounds_cost_steps_of_the_schedule_and_nev
     make_config, monkeypatch, tmp_path
 ) -> None:
     folder = tmp_path / "run"
-    config = make_config(f"federation.rounds={STEPS}", "federation.spare_rounds=1", folder=folder)
+    config = make_config("federation.rounds=5", "federation.spare_rounds=1", folder=folder)
     interruptions = 3
     for attempt in range(interruptions):
         with monkeypatch.context() as patched:
@@ -210,8 +221,9 @@ def test_more_interruptions_than_spare_rounds_cost_steps_of_the_schedule_and_nev
                 start(config) if attempt == 0 else resume(folder)
     resume(folder)
     summary = summary_of(folder)
-    assert len(steps_of(folder)) == STEPS - (interruptions - 1), "one interruption is paid for by the spare round"
-    assert summary["steps_skipped"] == interruptions - 1
+    assert len(steps_of(folder)) == 5 - (interruptions - 1), "one interruption is paid for by the spare round"
+    assert summary["rounds_skipped"] == interruptions - 1
+    assert f"{interruptions - 1} rounds of the schedule did not take place" in (folder / "report.html").read_text()
     assert summary["rounds_charged_again"] == 1, "it was the same step each time"
     assert summary["resumed"] == interruptions
     assert summary["epsilon_max"] <= config.privacy.epsilon
@@ -249,7 +261,7 @@ def test_a_run_killed_after_a_burned_round_never_uses_a_released_round_number_ag
 
 def test_a_run_in_which_sites_drop_out_finishes_and_counts_them(make_config, tmp_path) -> None:
     folder = tmp_path / "run"
-    overrides = ["federation.sites=8", "federation.ownership=2:2:4", "federation.rounds=6", "evaluation.every=6"]
+    overrides = ["federation.sites=8", "federation.ownership=2:2:4", "federation.rounds=4", "evaluation.every=4"]
     start(make_config(*overrides, "federation.dropout=0.2", folder=folder))
     summary = summary_of(folder)
     assert min(line["survivors"] for line in summary["secagg"]["rounds"]) < 8

@@ -269,12 +269,16 @@ def test_what_a_site_keeps_between_messages_is_encrypted(make_config, updates) -
         home.get("pending")
 
 
-def test_a_site_whose_journal_was_changed_takes_part_in_nothing(make_config) -> None:
+@pytest.mark.parametrize("harm", ["changed", "deleted"])
+def test_a_site_whose_journal_was_changed_takes_part_in_nothing(make_config, harm) -> None:
     bench = Bench.make(make_config("federation.max_attempts=1"))
     bench.round(number=0)
     for site in bench.sites:
         journal = bench.folder / "sites" / site / "private" / "journal.bin"
-        journal.write_bytes(journal.read_bytes()[:-1])
+        if harm == "deleted":
+            journal.unlink()
+        else:
+            journal.write_bytes(journal.read_bytes()[:-1])
     with pytest.raises(RunAborted, match="refused"):
         bench.round(number=1)
 

@@ -226,7 +226,7 @@ def test_two_runs_of_one_seed_differ_by_their_noise_and_agree_where_it_is_switch
     from secure_fed.engines.runner import start
 
     def model_hash(name: str, *overrides: str) -> str:
-        config = make_config("federation.rounds=2", *overrides, folder=tmp_path / name)
+        config = make_config("federation.rounds=2", "evaluation.every=2", *overrides, folder=tmp_path / name)
         return summary_of(start(config))["model_sha256"]
 
     assert model_hash("a") != model_hash("b")

@@ -1,0 +1,120 @@
+"""From overrides to one frozen configuration: every option composes, wrong values are named, and files read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from secure_fed.config import compose_config, config_dir, dump_config, freeze, load_config
+from secure_fed.errors import ConfigError
+from secure_fed.federation.config import RunConfig
+
+
+def configured(*overrides: str) -> RunConfig:
+    return freeze(compose_config(overrides), Path("run"))
+
+
+def options() -> list[str]:
+    """Every group option that needs nothing else said."""
+    root = config_dir()
+    found = [path.relative_to(root) for path in sorted(root.rglob("*.yaml")) if path.parent != root]
+    return [f"{path.parent.as_posix()}={path.stem}" for path in found if path.parent.name not in {"data", "experiment"}]
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_of_every_group_composes_and_validates(option: str) -> None:
+    config = configured(option)
+    group, name = option.split("=")
+    section: object = config
+    for part in group.split("/"):
+        section = getattr(section, part, None)
+    if hasattr(section, "name"):
+        assert section.name == name
+
+
+@pytest.mark.parametrize("path", sorted((config_dir() / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_is_chosen_like_any_other_group(path: Path) -> None:
+    chosen, default = compose_config([f"experiment={path.stem}"]), compose_config([])
+    assert chosen != default
+    with pytest.raises(ConfigError, match="experiment"):
+        compose_config([f"+experiment={path.stem}"])
+
+
+def test_the_configuration_is_frozen() -> None:
+    config = configured()
+    with pytest.raises(ValidationError):
+        config.privacy.epsilon = 100.0
+
+
+def test_a_configuration_written_to_a_run_folder_reads_back_the_same(tmp_path: Path) -> None:
+    config = configured(
+        "method=ridge", "privacy.epsilon=3", "federation.ownership={image:2,image+text:8}", "strategy=fedadam"
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path) == config
+
+
+def test_ownership_may_be_written_with_or_without_quotes_on_the_command_line() -> None:
+    assert configured("federation.ownership=8:0:2").federation.ownership == "8:0:2"
+    assert configured("federation.ownership='8:0:2'").federation.ownership == "8:0:2"
+    assert configured("federation.ownership='\"8:0:2\"'").federation.ownership in {"8:0:2", '"8:0:2"'}
+
+
+def test_the_papers_split_is_a_preset_that_allows_no_corrupt_site() -> None:
+    federation = configured("federation=paper_8_0_2").federation
+    assert (federation.ownership, federation.corrupt, federation.sites) == ("8:0:2", 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("privacy.epsilonn=3", "did you mean privacy.epsilon"),
+        ("epsilon=3", "did you mean privacy.epsilon?"),
+        ("method.claszify.steps=3", "did you mean method.classify.steps"),
+        ("model.image.chanels=3", "unknown key 'model.image.chanels'"),
+        ("methods=fin", "did you mean method"),
+        ("data/synthetic_cxr=1", "unknown key 'data/synthetic_cxr'"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config([override])
+    assert expected in str(error.value)
+
+
+def test_a_key_is_looked_for_among_those_of_the_options_that_were_chosen() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.image\.chanels'; did you mean model\.image\.channels"):
+        compose_config(["model/image=small_cnn", "model.image.chanels=4"])
+    assert configured("model/image=small_cnn", "model.image.channels=4").model.image.channels == 4
+
+
+def test_all_wrong_values_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        configured("seed=-1", "privacy.epsilon=0", "federation.dropout=1.5", "method.classify.steps=no")
+    for part in ("seed=-1", "privacy.epsilon=0", "federation.dropout=1.5", "method.classify.steps='no'"):
+        assert part in str(error.value)
+
+
+def test_one_modality_can_have_an_encoder_of_its_own() -> None:
+    config = configured("+model.encoders.image={name: small_cnn, channels: 4}")
+    assert config.model.encoders["image"].channels == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: [", "is damaged"),
+        (b"word", "expected a mapping"),
+        (b"\xff\xfe\x00", "is damaged"),
+        (b"", "is damaged"),
+        (b"name: x\n", r"config\.yaml: .*required.*another version"),
+        (b"foo: 1\n", r"unknown key 'foo'"),
+    ],
+)
+def test_a_damaged_configuration_names_its_file(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as error:
+        load_config(tmp_path)
+    assert str(tmp_path / "config.yaml") in str(error.value)
