@@ -23,7 +23,9 @@ SETTINGS = ("off", "dp")
 
 def overrides(arguments: argparse.Namespace, method: str, privacy: str, seed: int) -> list[str]:
     """What `secure-fed run` would be given for one cell."""
-    chosen = [f"experiment={arguments.experiment}", f"method={method}", f"privacy={privacy}"]
+    chosen = [f"method={method}", f"privacy={privacy}"]
+    if arguments.experiment != "defaults":
+        chosen.append(f"experiment={arguments.experiment}")
     if arguments.root:
         chosen.append(f"data.root={arguments.root}")
     return [*chosen, f"seed={seed}", *arguments.override]
@@ -61,7 +63,7 @@ def main() -> None:
     """Run all cells, two at a time, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="data.root, for data sets that lie on disk")
-    parser.add_argument("--experiment", default="null", help="a preset of configs/experiment, or null: the defaults")
+    parser.add_argument("--experiment", default="defaults", help="a preset of configs/experiment, or defaults")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)

@@ -40,7 +40,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             return compose("config", overrides=list(overrides))
-        except (ConfigCompositionException, OverrideParseException) as error:
+        except (ConfigCompositionException, OverrideParseException, ValueError) as error:
+            # Hydra raises a bare ValueError where a group is given null.
             raise ConfigError(_explain(error, overrides)) from error
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(f"{_first_line(error)}; `secure-fed run --cfg job` shows all values") from error
@@ -124,7 +125,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _explain(error: HydraException, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's message, with the nearest known keys or group options for whatever it does not know."""
     parser = OverridesParser.create()
     parsed: list[Override] = []

@@ -157,6 +157,7 @@ WRONG: dict[str, tuple[Sequence[str], int, Sequence[str]]] = {
     "an appended key": (["+foo=3"], 2, ["'foo'", "--cfg job"]),
     "no value": (["seed"], 2, ["'seed'", "key=value"]),
     "an unknown method": (["method=foo"], 2, ["method=foo", "fin, modality_dropout, ridge, zero_fill"]),
+    "a group without an option": (["experiment=null"], 2, ["experiment=None", "physionet2012, small"]),
     "an unknown data set": (["data=foo"], 2, ["data=foo", "manifest, physionet2012, synthetic_cxr"]),
     "an unknown encoder": (["model/image=resnet"], 2, ["model/image=resnet", "did you mean resnet", "small_cnn"]),
     "a key of another option": (
