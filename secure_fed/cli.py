@@ -55,7 +55,7 @@ def _said_plainly() -> Iterator[None]:
     epilog="Examples:\n\n"
     "secure-fed run                                  the default: FIN on synthetic films and reports, epsilon 8\n\n"
     "secure-fed run method=zero_fill privacy.epsilon=3 seed=1\n\n"
-    "secure-fed run data=physionet2012 data.root=PATH federation.ownership=4:4:2\n\n"
+    "secure-fed run experiment=physionet2012 data.root=PATH\n\n"
     "secure-fed run experiment=small --multirun seed=0,1,2\n\n"
     "secure-fed run --cfg job                        show every value without running\n\n"
     "secure-fed run resume=runs/2026-01-31/12-00-00-fin",

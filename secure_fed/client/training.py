@@ -89,7 +89,7 @@ class LocalTraining:
             sampling = SamplingPlan(
                 phase=phase.name,
                 sample_rate=self.federation.config.privacy.sample_rate,
-                steps=phase.steps,
+                steps=phase.unclipped_steps,
                 declared_n=self.site.declared_n,
             )
             plain_sgd(model, components, phase.loss, self.records, sampling, training, noise)

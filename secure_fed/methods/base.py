@@ -31,7 +31,8 @@ class GradientPhase:
     """Train `components` by gradient steps in the schedule's steps [start, stop).
 
     `loss` gives one value a record [B], without coupling records: the per-record gradient, and with it the
-    sensitivity, would be meaningless otherwise. `steps` is the number of optimizer steps in one round.
+    sensitivity, would be meaningless otherwise. `steps` is the number of optimizer steps in one round;
+    the `unclipped_` values are for privacy=off.
     `still_loss` is the loss without its random draws, where it has any: a site's preflight compares calls.
     """
 
@@ -40,6 +41,7 @@ class GradientPhase:
     loss: Callable[[MultimodalModel, Batch], Tensor]
     steps: int
     learning_rate: float
+    unclipped_steps: int
     unclipped_learning_rate: float
     start: int
     stop: int

@@ -9,16 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PhaseConfig(BaseModel):
-    """Gradient steps a round and their learning rate for one phase.
+    """Gradient steps a round and their learning rate for one phase, under DP and with privacy=off.
 
-    `learning_rate` is for clipped gradients, which sum to norm 1 a record at the most; `unclipped_learning_rate`
-    is for privacy=off, where gradients have their own scale: one rate for both would compare nothing.
+    Clipped gradients have norm `max_grad_norm` a record at the most, unclipped ones their own scale, and steps
+    without noise cost nothing: one choice for both would flatter one of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    unclipped_steps: int = Field(ge=1)
     unclipped_learning_rate: float = Field(gt=0)
 
 

@@ -106,6 +106,7 @@ class Fin(TranslatorImputation):
             loss=lambda model, batch: translation_loss(model, batch, pairs),
             steps=self.options.translate.steps,
             learning_rate=self.options.translate.learning_rate,
+            unclipped_steps=self.options.translate.unclipped_steps,
             unclipped_learning_rate=self.options.translate.unclipped_learning_rate,
             start=translate_start,
             stop=rounds,

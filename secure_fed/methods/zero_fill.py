@@ -46,6 +46,7 @@ class ZeroFill(Method):
             loss=self.classification_loss,
             steps=self.config.classify.steps,
             learning_rate=self.config.classify.learning_rate,
+            unclipped_steps=self.config.classify.unclipped_steps,
             unclipped_learning_rate=self.config.classify.unclipped_learning_rate,
             start=start,
             stop=stop,

@@ -22,11 +22,11 @@ NAMES = ("vitals", "labs", "notes")
 SCHEMA = Schema(
     tuple(ModalitySpec(name, "tabular", (4,), tuple(f"{name}{i}" for i in range(4))) for name in NAMES), ("dead",)
 )
-CLASSIFY = {"steps": 2, "learning_rate": 1.0, "unclipped_learning_rate": 0.5}
+CLASSIFY = {"steps": 2, "learning_rate": 1.0, "unclipped_steps": 3, "unclipped_learning_rate": 0.5}
 FIN = FinConfig(
     name="fin",
     classify=CLASSIFY,
-    translate={"steps": 3, "learning_rate": 0.5, "unclipped_learning_rate": 0.1},
+    translate={"steps": 3, "learning_rate": 0.5, "unclipped_steps": 4, "unclipped_learning_rate": 0.1},
     schedule="last",
     translator_share=1 / 6,
 )
