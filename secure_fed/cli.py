@@ -121,8 +121,8 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="Where the CSV goes; standard output without.")] = None,
 ) -> None:
     """Probabilities for new records, any modality missing, as CSV: id, one column a label."""
+    from secure_fed.files import write_whole
     from secure_fed.prediction import predict_csv
-    from secure_fed.report.page import write_whole
 
     with _said_plainly():
         text = predict_csv(run_folder, data)

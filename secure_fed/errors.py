@@ -6,10 +6,6 @@ Exit codes: 1 the verdict is negative, 2 usage or bad input, 3 refused by policy
 from __future__ import annotations
 
 
-class SecureFedWarning(UserWarning):
-    """Something a person should read, though the command goes on."""
-
-
 class SecureFedError(Exception):
     """Base of all errors meant for a person: the text names the thing, its value and the way out."""
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secure_fed.errors import ConfigError, LedgerError
+from secure_fed.files import write_durably
 
 SITE_NAME = r"^[a-z][a-z0-9_-]{0,31}$"
 MODALITY_NAME = r"^[a-z][a-z0-9_]*$"
@@ -105,7 +104,7 @@ class SigningKey:
         pem = self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        _write_durably(path, pem, overwrite=False)
+        write_durably(path, pem, overwrite=False)
 
     @classmethod
     def load(cls, path: Path) -> SigningKey:
@@ -178,7 +177,7 @@ class Roster(BaseModel):
 
     def save(self, path: Path) -> None:
         """Write the roster as canonical JSON, whole or not at all, and synced."""
-        _write_durably(path, canonical_json(self.model_dump(mode="json")) + b"\n", overwrite=True)
+        write_durably(path, canonical_json(self.model_dump(mode="json")) + b"\n", overwrite=True)
 
     def check(self) -> None:
         """LedgerError on a signature not by the consortium, ConfigError on a key that two sites share."""
@@ -211,30 +210,3 @@ def describe(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"])) or "the whole"
     found = " ".join(repr(first["input"]).split())
     return f"{where}: {first['msg']} (found {found[:60]})"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new or renamed entry of `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_durably(path: Path, data: bytes, *, overwrite: bool) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if overwrite:
-            Path(name).replace(path)
-        else:
-            os.link(name, path)  # fails where the name is taken, unlike a rename
-    except FileExistsError as error:
-        raise ConfigError(f"The file {path} exists already and is not overwritten.") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
-    sync_folder(path.parent)

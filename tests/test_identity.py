@@ -163,7 +163,7 @@ def test_full_disk_leaves_no_half_key(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(identity.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         SigningKey.generate().save(tmp_path / "k" / "signing.pem")
     assert list((tmp_path / "k").iterdir()) == []

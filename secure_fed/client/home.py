@@ -5,7 +5,6 @@ Whatever is secret lies under `private/` (mode 0700), wrapped with a key that ne
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secure_fed.client.policy import Policy, load_policy, save_policy
 from secure_fed.errors import ConfigError
+from secure_fed.files import write_durably
 from secure_fed.identity import SigningKey
 
 _NONCE = 12
@@ -37,7 +37,7 @@ class Home:
         private.mkdir(parents=True, mode=0o700)
         private.chmod(0o700)
         SigningKey.generate().save(private / "identity.pem")
-        _write(private / "storage.key", secrets.token_bytes(32))
+        write_durably(private / "storage.key", secrets.token_bytes(32), overwrite=False)
         save_policy(root / "policy.yaml", policy)
         return cls(root)
 
@@ -67,7 +67,7 @@ class Home:
     def put(self, name: str, data: bytes) -> None:
         """Keep `data` under `name`, encrypted, replacing what was there in one step."""
         nonce = secrets.token_bytes(_NONCE)
-        _write(self._path(name), nonce + self._cipher().encrypt(nonce, data, name.encode()))
+        write_durably(self._path(name), nonce + self._cipher().encrypt(nonce, data, name.encode()), overwrite=True)
 
     def get(self, name: str) -> bytes | None:
         """What was kept under `name`, None where there is nothing; raises ConfigError where it was changed.
@@ -101,14 +101,3 @@ class Home:
 
     def _cipher(self) -> AESGCM:
         return AESGCM((self.private / "storage.key").read_bytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a 0600 file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -77,11 +77,11 @@ class SiteClient:
             case "advertise":
                 return self._advertise(header)
             case "share":
-                return self._continue(header, lambda session: session.share(parcel.body))
+                return self._continue(self._session(header), lambda session: session.share(parcel.body))
             case "mask":
                 return self._mask(header, parcel)
             case "confirm":
-                return self._continue(header, lambda session: session.confirm(parcel.body))
+                return self._continue(self._session(header), lambda session: session.confirm(parcel.body))
             case "unmask":
                 return self._unmask(header, parcel)
             case "plain":
@@ -104,8 +104,7 @@ class SiteClient:
             raise SecAggError("no_session", "the site has no session under way")
         return ClientSession.from_bytes(state, self._context(header), self.site.name, self._sign)
 
-    def _continue(self, header: Header, answer: Callable[[ClientSession], bytes]) -> Parcel:
-        session = self._session(header)
+    def _continue(self, session: ClientSession, answer: Callable[[ClientSession], bytes]) -> Parcel:
         try:
             return Parcel(body=answer(session))
         finally:
@@ -113,7 +112,8 @@ class SiteClient:
             self.home.put("session", session.to_bytes())
 
     def _mask(self, header: Header, parcel: Parcel) -> Parcel:
-        if self._session(header).stage is not Stage.MASK:
+        session = self._session(header)
+        if session.stage is not Stage.MASK:
             # Before anything is charged: a message out of order would otherwise cost budget.
             raise SecAggError(Code.WRONG_STAGE, "mask")
         model_hash = self._received_model(parcel.arrays)
@@ -125,7 +125,7 @@ class SiteClient:
             name: quantise(values * np.float32(weight), secagg.clip, secagg.value_bits, dither)
             for name, values in update.items()
         }
-        return self._continue(header, lambda session: session.mask(parcel.body, vector, model_hash))
+        return self._continue(session, lambda session: session.mask(parcel.body, vector, model_hash))
 
     def _unmask(self, header: Header, parcel: Parcel) -> Parcel:
         def release(session: ClientSession) -> bytes:
@@ -134,7 +134,7 @@ class SiteClient:
             self._journal_release(header)
             return shares
 
-        answer = self._continue(header, release)
+        answer = self._continue(self._session(header), release)
         self.home.drop("pending")
         self.home.drop("session")
         if self.federation.phases_of(self.site, header.step):

@@ -154,13 +154,13 @@ class LocalTraining:
 
     def _preflight(self, plan: SitePlan) -> None:
         """Raise PrivacyError, on made-up records, where a phase is not what DP-SGD takes it for."""
+        model = self.federation.new_model()
+        rng = np.random.default_rng(_PREFLIGHT_SEED)
+        # A model fresh from its seed has zero layers, behind which no gradient would be seen.
+        for name, size in model.component_sizes().items():
+            model.set_component(name, rng.normal(0, 0.1, size).astype(np.float32))
         for planned in plan.phases:
             if isinstance(planned.phase, GradientPhase):
-                model = self.federation.new_model()
-                rng = np.random.default_rng(_PREFLIGHT_SEED)
-                # A model fresh from its seed has zero layers, behind which no gradient would be seen.
-                for name, size in model.component_sizes().items():
-                    model.set_component(name, rng.normal(0, 0.1, size).astype(np.float32))
                 loss = planned.phase.still_loss or planned.phase.loss
                 preflight(model, planned.components, loss, planned.sensitivity, _PREFLIGHT_SEED)
 

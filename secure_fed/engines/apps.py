@@ -19,6 +19,7 @@ from secure_fed.client.site import SiteClient
 from secure_fed.config import load_config
 from secure_fed.engines.messages import MESSAGE_TYPES, from_record, to_record
 from secure_fed.engines.simulated_sites import simulate
+from secure_fed.federation.config import RunConfig
 from secure_fed.federation.wire import Parcel
 from secure_fed.identity import Roster
 from secure_fed.models.batch import Batch
@@ -69,14 +70,25 @@ def _answer(action: str, parcel: Parcel, folder: Path, context: Context) -> Parc
 
 def hosted_sites(folder: Path, partition: int, partitions: int) -> tuple[str, ...]:
     """The sites that node `partition` of `partitions` stands for; one each where there are nodes enough."""
-    return tuple(sorted(Roster.load(folder / "roster.json").members)[partition::partitions])
+    return tuple(sorted(_public_facts(folder)[1].members)[partition::partitions])
+
+
+@lru_cache(maxsize=16)
+def _public_facts(folder: Path) -> tuple[RunConfig, Roster]:
+    """Configuration and roster of a run folder; neither changes while it runs, so read once in each process."""
+    return load_config(folder), Roster.load(folder / "roster.json")
+
+
+def forget_folders() -> None:
+    """Read folders anew: one's name may have been used before in this process."""
+    _public_facts.cache_clear()
+    site_client.cache_clear()
 
 
 @lru_cache(maxsize=256)
 def site_client(folder: Path, name: str) -> SiteClient:
     """The simulated site `name` of a run folder; made once in each process."""
-    config = load_config(folder)
-    roster = Roster.load(folder / "roster.json")
+    config, roster = _public_facts(folder)
 
     def records(model: MultimodalModel) -> Batch:
         return model.prepare(simulate(config).records[name])

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from secure_fed.accounting import epsilon_by_round
 from secure_fed.config import dump_config, load_config
-from secure_fed.engines.apps import make_client_app, make_server_app, site_client
+from secure_fed.engines.apps import forget_folders, make_client_app, make_server_app
 from secure_fed.engines.in_process import run_in_process
 from secure_fed.engines.simulated_sites import SimulatedSites, found_homes, simulate
 from secure_fed.engines.summary import summarise
@@ -28,10 +28,10 @@ from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan, plan_for
+from secure_fed.files import write_whole
 from secure_fed.identity import Roster
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.report import write_model_card, write_report
-from secure_fed.report.page import write_whole
 from secure_fed.server.evaluation import Scores
 from secure_fed.server.round import Coordinator
 from secure_fed.server.training import Progress, Trainer, load_checkpoint, save_checkpoint, save_model
@@ -150,7 +150,7 @@ def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = 
             failure.append(error)
             raise
 
-    site_client.cache_clear()  # a folder's name may have been used before in this process
+    forget_folders()
     try:
         _run_engine(config, folder, serve)
     except Exception:

@@ -5,7 +5,6 @@ Everything that the site may ever run, spare rounds included, is fixed and compo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secure_fed.accounting import Mechanism, MechanismShape, calibrate, epsilon
@@ -50,10 +49,6 @@ class SitePlan:
             if planned.phase.name == name:
                 return planned
         raise ConfigError(f"{self.site} has no phase {name!r}; its phases: {[p.phase.name for p in self.phases]}")
-
-    def epsilon_after(self, rounds: Sequence[tuple[str, int]]) -> float:
-        """Epsilon of having run each named phase in that many rounds."""
-        return epsilon([repeated(self.phase(name).per_round, n) for name, n in rounds if n], self.delta)
 
 
 def repeated(mechanism: Mechanism, rounds: int) -> Mechanism:

@@ -16,7 +16,8 @@ from types import TracebackType
 
 from secure_fed.accounting import Mechanism
 from secure_fed.errors import LedgerError
-from secure_fed.identity import SigningKey, sync_folder
+from secure_fed.files import sync_folder
+from secure_fed.identity import SigningKey
 from secure_fed.ledger.chain import read_chain, spent
 from secure_fed.ledger.record import NO_PREVIOUS, TIME_FORMAT, Body, Genesis, Note, Record, make_record
 

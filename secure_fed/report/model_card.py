@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jinja2
 
+from secure_fed.files import write_whole
 from secure_fed.report import formats, wording
 from secure_fed.report.budget import read_budget
-from secure_fed.report.page import write_whole
 from secure_fed.report.run_folder import RunFolder, read_run
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")

@@ -5,7 +5,6 @@ Reads files of the run folder only; jinja2 escapes every value.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ import yaml
 from markupsafe import Markup
 from pydantic import JsonValue
 
-from secure_fed.errors import DataError
+from secure_fed.files import write_whole
 from secure_fed.identity import fingerprint
 from secure_fed.report import formats, wording
 from secure_fed.report.budget import Budget, read_budget
@@ -95,24 +94,6 @@ def _without_folders(settings: Mapping[str, JsonValue]) -> str:
         return f".../{Path(str(value)).name}" if is_path else value
 
     return yaml.safe_dump(shown(dict(settings)), sort_keys=False, allow_unicode=True)
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all; raises DataError where the folder refuses it."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        whole = Path(file.name)
-        try:
-            whole.chmod(0o644)
-            whole.replace(path)
-        finally:
-            whole.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}. Make room and the folder writable.") from error
-    return path
 
 
 def tiles(summary: Summary, rows: Sequence[Step]) -> list[Tile]:

@@ -23,7 +23,7 @@ from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.server.evaluation import ALL_PRESENT, Scores, evaluate
 from secure_fed.server.round import Coordinator, RoundBurned, RoundResult
-from secure_fed.strategies import State, step
+from secure_fed.strategies import State, Vector, step
 
 
 @dataclass
@@ -161,8 +161,12 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 def save_model(path: Path, model: MultimodalModel) -> None:
     """The model's components as safetensors, replaced in one step."""
+    _save_tensors(path, {name: model.get_component(name) for name in model.components()})
+
+
+def _save_tensors(path: Path, tensors: dict[str, Vector], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_suffix(".tmp")
-    save_file({name: model.get_component(name) for name in model.components()}, temporary)
+    save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
 
 
@@ -187,9 +191,7 @@ def save_checkpoint(folder: Path, model: MultimodalModel, progress: Progress) ->
         tensors |= {f"state/{name}/{moment}": values for moment, values in state.moments.items()}
     facts = {key: value for key, value in vars(progress).items() if key != "states"}
     facts["state_steps"] = {name: state.steps for name, state in progress.states.items()}
-    temporary = checkpoint / "last.tmp"
-    save_file(tensors, temporary, metadata={"progress": json.dumps(facts)})
-    temporary.replace(checkpoint / "last.safetensors")
+    _save_tensors(checkpoint / "last.safetensors", tensors, {"progress": json.dumps(facts)})
 
 
 def load_checkpoint(folder: Path, model: MultimodalModel) -> Progress:

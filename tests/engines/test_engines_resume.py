@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,15 @@ def die_at_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call:
     monkeypatch.setattr(owner, name, wrapped)
 
 
+@contextmanager
+def killed_at_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, *, after: bool):
+    """What runs in the block must be killed at that call; afterwards `owner` is whole again."""
+    with monkeypatch.context() as patched:
+        die_at_call(patched, owner, name, call, after=after)
+        with pytest.raises(Killed):
+            yield
+
+
 PLACES = {
     # five sites, so calls 6 to 10 of a site's work belong to the second round
     "before a site reserves": (LocalTraining, "_reserve", 8, False),
@@ -148,10 +158,8 @@ def test_a_run_killed_anywhere_goes_on_with_at_most_one_round_charged_again(
     folder = tmp_path / "run"
     owner, name, call, after = PLACES[place]
     config = make_config(f"federation.rounds={STEPS}", "evaluation.every=3", folder=folder)
-    with monkeypatch.context() as patched:
-        die_at_call(patched, owner, name, call, after=after)
-        with pytest.raises(Killed):
-            start(config)
+    with killed_at_call(monkeypatch, owner, name, call, after=after):
+        start(config)
     assert not (folder / "summary.json").exists()
     assert verify([folder]).ok or not list(folder.rglob("ledger.jsonl"))
     resume(folder)
@@ -160,10 +168,8 @@ def test_a_run_killed_anywhere_goes_on_with_at_most_one_round_charged_again(
 
 def test_a_run_killed_between_summary_and_report_gets_its_report(make_config, monkeypatch, tmp_path) -> None:
     folder = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        die_at_call(patched, runner, "write_report", 1, after=False)
-        with pytest.raises(Killed):
-            start(make_config("federation.rounds=2", folder=folder))
+    with killed_at_call(monkeypatch, runner, "write_report", 1, after=False):
+        start(make_config("federation.rounds=2", folder=folder))
     ledgers = {path: path.read_bytes() for path in folder.rglob("ledger.jsonl")}
     before = (folder / "summary.json").read_bytes()
     resume(folder)
@@ -175,10 +181,8 @@ def test_a_run_killed_between_summary_and_report_gets_its_report(make_config, mo
 def test_a_run_killed_while_it_was_founded_says_that_nothing_was_charged(make_config, monkeypatch, tmp_path) -> None:
     for place, name in enumerate(("save_checkpoint", "dump_config")):
         folder = tmp_path / str(place)
-        with monkeypatch.context() as patched:
-            die_at_call(patched, runner, name, 1, after=True)
-            with pytest.raises(Killed):
-                start(make_config(folder=folder))
+        with killed_at_call(monkeypatch, runner, name, 1, after=True):
+            start(make_config(folder=folder))
         with pytest.raises(ConfigError, match=r"interrupted before its run began.*nothing was charged.*delete it"):
             resume(folder)
         assert not list(folder.rglob("ledger.jsonl"))
@@ -186,10 +190,8 @@ def test_a_run_killed_while_it_was_founded_says_that_nothing_was_charged(make_co
 
 def test_a_torn_line_of_metrics_is_written_anew(make_config, monkeypatch, tmp_path) -> None:
     folder = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        die_at_call(patched, server_training, "save_checkpoint", 2, after=True)
-        with pytest.raises(Killed):
-            start(make_config(f"federation.rounds={STEPS}", folder=folder))
+    with killed_at_call(monkeypatch, server_training, "save_checkpoint", 2, after=True):
+        start(make_config(f"federation.rounds={STEPS}", folder=folder))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "rou')
     resume(folder)
@@ -198,10 +200,8 @@ def test_a_torn_line_of_metrics_is_written_anew(make_config, monkeypatch, tmp_pa
 
 def test_a_ledger_torn_in_its_last_record_is_continued(make_config, monkeypatch, tmp_path) -> None:
     folder = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        die_at_call(patched, LocalTraining, "_reserve", 8, after=True)
-        with pytest.raises(Killed):
-            start(make_config(f"federation.rounds={STEPS}", folder=folder))
+    with killed_at_call(monkeypatch, LocalTraining, "_reserve", 8, after=True):
+        start(make_config(f"federation.rounds={STEPS}", folder=folder))
     with (folder / "sites" / "site02" / "ledger.jsonl").open("ab") as file:
         file.write(b'{"body":{"attempt":0,"kind":"res')
     resume(folder)
@@ -215,10 +215,8 @@ def test_more_interruptions_than_spare_rounds_cost_steps_of_the_schedule_and_nev
     config = make_config("federation.rounds=5", "federation.spare_rounds=1", folder=folder)
     interruptions = 3
     for attempt in range(interruptions):
-        with monkeypatch.context() as patched:
-            die_at_call(patched, server_training.Trainer, "_apply", 1, after=False)
-            with pytest.raises(Killed):
-                start(config) if attempt == 0 else resume(folder)
+        with killed_at_call(monkeypatch, server_training.Trainer, "_apply", 1, after=False):
+            start(config) if attempt == 0 else resume(folder)
     resume(folder)
     summary = summary_of(folder)
     assert len(steps_of(folder)) == 5 - (interruptions - 1), "one interruption is paid for by the spare round"

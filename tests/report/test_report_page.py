@@ -224,12 +224,18 @@ def test_a_run_without_evaluations_or_with_one_round_still_has_a_page(tmp_path, 
     assert "nan" not in text.lower().split()
 
 
-def test_the_largest_spender_is_drawn_even_where_it_took_the_fewest_steps(tmp_path, example):
-    names = [f"site{i:02d}" for i in range(1, 14)]
+def let_all_spend_differently(example, *, sites: int, rounds: int, fewest: int) -> list[str]:
+    """Names of sites, each of which takes part in one round more than the one before it, the first in `fewest`."""
+    names = [f"site{i:02d}" for i in range(1, sites + 1)]
     example.owns = dict.fromkeys(names, ("image", "text"))
-    example.rounds, example.dropped = 14, {}
-    taking = {site: 2 + index for index, site in enumerate(names)}
+    example.rounds, example.dropped = rounds, {}
+    taking = {site: fewest + index for index, site in enumerate(names)}
     example.takes_part = lambda site, step: step < taking[site]
+    return names
+
+
+def test_the_largest_spender_is_drawn_even_where_it_took_the_fewest_steps(tmp_path, example):
+    let_all_spend_differently(example, sites=13, rounds=14, fewest=2)
     example.noise = {"site01": 0.7}
     budget = read_budget(read_run(example.write(tmp_path / "run")))
     assert budget.curves[0].sites == ("site01",)
@@ -237,11 +243,7 @@ def test_the_largest_spender_is_drawn_even_where_it_took_the_fewest_steps(tmp_pa
 
 
 def test_many_sites_that_all_spent_differently_stay_readable_and_quick(tmp_path, example):
-    names = [f"site{i:02d}" for i in range(1, 25)]
-    example.owns = dict.fromkeys(names, ("image", "text"))
-    example.rounds, example.dropped = 40, {}
-    taking = {site: 16 + index for index, site in enumerate(names)}
-    example.takes_part = lambda site, step: step < taking[site]
+    names = let_all_spend_differently(example, sites=24, rounds=40, fewest=16)
     run = example.write(tmp_path / "run")
     start = time.process_time()
     text = page(run).text
