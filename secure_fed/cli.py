@@ -27,6 +27,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 negative verdict, 2 usage or bad input, 3 refused by policy, 4 aborted.",
 )
 
+site = typer.Typer(
+    name="site",
+    no_args_is_help=True,
+    help="What a site's operator does: look at its state, check evidence, end a halt, change its key.",
+)
+app.add_typer(site)
+
 _INTERRUPTED = 130
 
 
@@ -131,6 +138,96 @@ def predict(
         else:
             write_whole(output, text)
             typer.echo(f"predictions: {output}", err=True)
+
+
+_HOME = typer.Argument(metavar="HOME", help="The site's home folder: where policy.yaml and ledger.jsonl lie.")
+
+
+@site.command("status")
+def site_status(
+    home: Annotated[Path, _HOME],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable state.")] = False,
+) -> None:
+    """Say whether a site takes part or is halted, and where its evidence lies. Exit 0, or 1 where it is halted."""
+    from secure_fed.client.halt import halted
+    from secure_fed.client.home import Home
+
+    with _said_plainly():
+        opened = Home(home)
+        found = halted(opened)
+        name = opened.policy().site
+    if as_json:
+        typer.echo(json.dumps({"site": name, "halted": None if found is None else vars(found)}, indent=2))
+    elif found is None:
+        typer.echo(f"{name}: takes part")
+    else:
+        typer.secho(f"{name}: halted since {found.time} with {found.code}", fg=typer.colors.RED)
+        typer.echo(f"evidence: {opened.root / 'evidence' / found.evidence} (SHA-256 {found.sha256})")
+        typer.echo(f"Look at it with the others, then: secure-fed site resume {home} --reason '...'")
+    raise typer.Exit(0 if found is None else 1)
+
+
+@site.command("resume")
+def site_resume(
+    home: Annotated[Path, _HOME],
+    reason: Annotated[str, typer.Option(help="Why the site may go on; it is written to the signed ledger.")],
+) -> None:
+    """Let a site that halted take part again. The reason goes on the ledger before anything else happens."""
+    from secure_fed.client.halt import resume
+    from secure_fed.client.home import Home
+
+    with _said_plainly():
+        found = resume(Home(home), reason)
+    typer.echo(f"the site takes part again after {found.code}; the reason is on its ledger")
+
+
+@site.command("rotate-key")
+def site_rotate_key(
+    home: Annotated[Path, _HOME],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
+) -> None:
+    """Give a site a new signing key. It takes part again once the consortium has published a roster with that key."""
+    from secure_fed.client.home import Home
+    from secure_fed.client.rotation import rotate_key
+    from secure_fed.identity import fingerprint
+
+    with _said_plainly():
+        found = rotate_key(Home(home))
+    told = {
+        "site": found.site,
+        "fingerprint": fingerprint(found.public),
+        "public_key": found.public.hex(),
+        "record": found.record,
+    }
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(f"{found.site} has a new key\nfingerprint: {told['fingerprint']}\npublic key:  {told['public_key']}")
+    if found.record is None:
+        typer.echo("there is no ledger yet: it will begin with this key")
+    else:
+        typer.echo(f"the old key handed over to it in record {found.record} of the ledger")
+    typer.secho(
+        "Give both to the consortium: it has to publish a roster of a higher version with this key. Until then this "
+        "site cannot take part; what it had under way is void. Destroy every copy of the old key.",
+        fg=typer.colors.YELLOW,
+    )
+
+
+@site.command("evidence")
+def site_evidence(
+    path: Annotated[Path, typer.Argument(metavar="EVIDENCE", help="A .json file of a site's evidence folder.")],
+    roster: Annotated[Path, typer.Option(help="The roster that names the coordinator's key.")],
+) -> None:
+    """Check the signatures of an evidence file, the site's and the coordinator's, and say what it shows."""
+    from secure_fed.client.halt import check_evidence
+    from secure_fed.identity import Roster
+
+    with _said_plainly():
+        content = check_evidence(path, Roster.load(roster))
+    asked = ", ".join(request["action"] for request in content["requests"])
+    typer.echo(f"{content['site']} halted at {content['time']} with {content['code']}: {content['detail']}")
+    typer.echo(f"the site signed this file; the coordinator signed its requests ({asked})")
 
 
 if __name__ == "__main__":

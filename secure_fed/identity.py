@@ -136,22 +136,29 @@ class Member(BaseModel):
 
 
 class Roster(BaseModel):
-    """Who takes part, with which key and which modalities, signed by the consortium's key."""
+    """Who takes part, with which key and which modalities, and who coordinates; signed by the consortium's key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: Literal["secure_fed.roster/1"] = "secure_fed.roster/1"
     version: Annotated[int, Field(ge=1)]
     consortium: KeyHex
+    coordinator: KeyHex
     members: Annotated[dict[SiteName, Member], Field(min_length=1)]
     signature: SignatureHex
 
     @classmethod
-    def create(cls, members: Mapping[str, Member], consortium_key: SigningKey, *, version: int = 1) -> Roster:
-        """A roster signed by `consortium_key`; ConfigError on a malformed field or a repeated key."""
+    def create(
+        cls, members: Mapping[str, Member], consortium_key: SigningKey, *, coordinator: bytes, version: int = 1
+    ) -> Roster:
+        """A roster signed by `consortium_key`; ConfigError on a malformed field or a repeated key.
+
+        `coordinator` is the public key (32 bytes) that requests to the sites are signed with.
+        """
         unsigned = {
             "version": version,
             "consortium": consortium_key.public_bytes.hex(),
+            "coordinator": coordinator.hex(),
             "members": dict(members),
         }
         try:
@@ -182,7 +189,7 @@ class Roster(BaseModel):
     def check(self) -> None:
         """LedgerError on a signature not by the consortium, ConfigError on a key that two sites share."""
         consortium = bytes.fromhex(self.consortium)
-        seen: dict[str, str] = {}
+        seen = {self.coordinator: "the coordinator"}
         for name, member in self.members.items():
             if member.public_key in seen:
                 raise ConfigError(

@@ -41,8 +41,8 @@ class LiveProgress:
         """Say what is about to run, warnings first."""
         if self._quiet:
             return
-        for weak in config.weaknesses():
-            self._console.print(f"[bold red]warning:[/] {weak}: this run gives no guarantee, for comparison only")
+        for weak, cost in config.weaknesses().items():
+            self._console.print(f"[bold red]warning:[/] {weak}: {cost}")
         self._total, self._done_before, self._began = config.federation.rounds, done, time.monotonic()
         target = (
             f"epsilon {config.privacy.epsilon:g}, delta {config.privacy.delta:g}"

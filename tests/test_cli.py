@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[Sequence[str], int, Sequence[str]]] = {
     "fewer sites than the cohort floor": (
         ["federation.sites=2", "federation.ownership=0:0:2"],
         2,
-        ["federation.sites=2", "cohort floor of 3", "secagg=off"],
+        ["federation.sites=2", "at least 3 are needed", "secagg=off"],
     ),
     "a component without a contributor": (
         ["federation.ownership=5:0:0", "method=zero_fill"],

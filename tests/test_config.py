@@ -67,6 +67,60 @@ def test_the_papers_split_is_a_preset_that_allows_no_corrupt_site() -> None:
     assert (federation.ownership, federation.corrupt, federation.sites) == ("8:0:2", 0, 10)
 
 
+@pytest.mark.parametrize("path", ["secagg/on", "federation/default", "engine/in_process", "engine/simulation"])
+def test_every_key_of_the_federation_the_masks_and_the_engine_is_explained(path: str) -> None:
+    lines = (config_dir() / f"{path}.yaml").read_text().splitlines()
+    bare = [line for line in lines if ": " in line and "#" not in line and not line.startswith("name:")]
+    assert bare == []
+
+
+def test_the_defaults_mask_over_the_complete_graph_without_lowered_floors_on_one_thread() -> None:
+    secagg = configured().secagg
+    assert (secagg.graph, secagg.floors, secagg.threads, secagg.max_attempts) == ("complete", {}, 1, 3)
+    assert configured("secagg=off").secagg.model_dump() == {**secagg.model_dump(), "mode": "off"}
+    assert configured("secagg=k_regular").secagg.model_dump() == {**secagg.model_dump(), "graph": "k_regular"}
+    assert configured().engine.timeout_s == 600
+
+
+def test_floors_that_owners_opted_for_are_added_by_component() -> None:
+    config = configured("+secagg.floors={encoder.text:2,translator.image_to_text:2}")
+    assert config.secagg.floors == {"encoder.text": 2, "translator.image_to_text": 2}
+
+
+def test_weaknesses_say_what_each_switch_costs() -> None:
+    assert configured().weaknesses() == {}
+    weak = configured("privacy=off", "secagg.graph=k_regular", "strategy=flower").weaknesses()
+    assert list(weak) == ["privacy=off", "secagg.graph=k_regular", "strategy=flower"]
+    assert "semi-malicious" in weak["secagg.graph=k_regular"]
+    assert list(configured("secagg=off", "secagg.graph=k_regular").weaknesses()) == ["secagg=off"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("secagg.graph=star", "secagg.graph='star'"),
+        ("secagg.max_dropout=1", "secagg.max_dropout=1"),
+        ("secagg.max_dropout=-0.1", "secagg.max_dropout=-0.1"),
+        ("secagg.threads=0", "secagg.threads=0"),
+        ("secagg.max_attempts=0", "secagg.max_attempts=0"),
+        ("secagg.min_cohort=0", "secagg.min_cohort=0"),
+        ("secagg.floors=2", "secagg.floors=2"),
+        ("+secagg.floors={fusion:two}", "secagg.floors.fusion='two'"),
+        ("engine.timeout_s=0", "engine.timeout_s=0"),
+        ("engine.timeout_s=inf", "engine.timeout_s=inf"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_key(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        configured(override)
+    assert expected in str(error.value)
+
+
+def test_the_number_of_attempts_is_no_matter_of_the_federation_any_more() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean secagg\.max_attempts\?"):
+        configured("federation.max_attempts=2")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -104,7 +104,7 @@ def _roster(consortium=None):
         name: Member(public_key=SigningKey.generate().public_bytes.hex(), owns=owns, declared_n=200)
         for name, owns in (("site01", ("image",)), ("site02", ("image", "text")))
     }
-    return Roster.create(members, consortium or SigningKey.generate())
+    return Roster.create(members, consortium or SigningKey.generate(), coordinator=SigningKey.generate().public_bytes)
 
 
 def test_roster_survives_the_disk(tmp_path):
@@ -146,7 +146,7 @@ def test_roster_with_one_key_for_two_sites_names_both():
         "site02": Member(public_key=key, owns=("text",)),
     }
     with pytest.raises(ConfigError, match="site01 and site02"):
-        Roster.create(members, SigningKey.generate())
+        Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version":1}', "\x00"])

@@ -5,16 +5,22 @@ Whatever is secret lies under `private/` (mode 0700), wrapped with a key that ne
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from secure_fed.client.policy import Policy, load_policy, save_policy
-from secure_fed.errors import ConfigError
-from secure_fed.files import write_durably
+from secure_fed.errors import ConfigError, LedgerError
+from secure_fed.files import sync_folder, write_durably
 from secure_fed.identity import SigningKey
+from secure_fed.ledger import Ledger
 
 _NONCE = 12
 
@@ -60,9 +66,26 @@ class Home:
         """The owner's policy, read from its file."""
         return load_policy(self.policy_path)
 
+    @property
+    def next_key_path(self) -> Path:
+        """The key of a rotation under way; it counts only once the ledger goes by it."""
+        return self.private / "identity.next.pem"
+
     def signing_key(self) -> SigningKey:
-        """The site's Ed25519 identity."""
+        """The site's Ed25519 identity: the key that the ledger goes by, also where a crash interrupted a rotation."""
+        if self.next_key_path.exists():
+            try:
+                with Ledger.open(self.ledger_path, self.policy().site, SigningKey.load(self.next_key_path)):
+                    self.take_next_key()
+            except LedgerError as error:  # it goes by the old key, or the process that rotates has it open
+                self.log(f"the new key is not in force: {error}")
         return SigningKey.load(self.private / "identity.pem")
+
+    def take_next_key(self) -> None:
+        """Put the next key in the place of the identity; what was begun under the old one is void."""
+        self.drop_all("session-")
+        self.next_key_path.replace(self.private / "identity.pem")
+        sync_folder(self.private)
 
     def put(self, name: str, data: bytes) -> None:
         """Keep `data` under `name`, encrypted, replacing what was there in one step."""
@@ -90,6 +113,24 @@ class Home:
     def drop(self, name: str) -> None:
         """Forget `name`. The bytes may survive on the medium; the key beside them is the site's to guard."""
         self._path(name).unlink(missing_ok=True)
+
+    def drop_all(self, prefix: str, keep: str = "") -> None:
+        """Forget everything whose name begins with `prefix`, but for `keep`."""
+        for path in self.private.glob(f"{prefix}*.bin"):
+            if path.stem != keep:
+                path.unlink(missing_ok=True)
+
+    def put_tensors(self, name: str, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        """Keep arrays and JSON facts about them under `name`, as `put` does."""
+        self.put(name, json.dumps(facts, sort_keys=True).encode() + b"\n" + save_tensors(dict(tensors)))
+
+    def get_tensors(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Facts and arrays of `put_tensors`; None and ConfigError as `get`."""
+        stored = self.get(name)
+        if stored is None:
+            return None
+        facts, tensors = stored.split(b"\n", maxsplit=1)
+        return json.loads(facts), load_tensors(tensors)
 
     def log(self, text: str) -> None:
         """Append a line to the site's own log, which nobody else reads."""

@@ -5,18 +5,38 @@ Read from `policy.yaml` in the site's home; nothing that arrives in a message ca
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secure_fed.errors import ConfigError, PolicyRefusal
-from secure_fed.federation.facts import Federation
+from secure_fed.federation.facts import Federation, Site
+
+_EDIT = "or its owner edits policy.yaml"
 
 
 class Policy(BaseModel):
-    """A site's own rules. `declared_n` is the public count that rates, weights and delta stand on."""
+    """A site's own rules, all of them required. `declared_n` is the count that rates, weights and delta stand on.
+
+    A run may only be stricter: its value is at least every `min_` and at most every `max_`.
+
+    Attributes:
+        max_parameters: largest model, in parameters.
+        max_clip: widest range that a coordinate of the update may take, `secagg.clip`.
+        max_value_bits: most bits of one contribution in the ring, `secagg.value_bits`.
+        min_corrupt: how many colluding sites the masks must withstand, `federation.corrupt`.
+        min_threshold: fewest sites whose shares and signatures open a sum.
+        min_cohort: fewest sites with which a round goes on.
+        min_contributors: fewest contributors in an opened sum of what this site owns.
+        dp_only: component -> lowest floor of it that the owner consents to; below the default floor differential
+            privacy alone protects the site's update of it.
+        allow_graph: who may mask with whom; k_regular stands against a semi-malicious server only.
+        allow_unverified_server_step: whether the site takes models whose server step it cannot recompute.
+        compliance: whether every switch that weakens the guarantee is refused, whatever else is allowed here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,10 +46,17 @@ class Policy(BaseModel):
     unit: Literal["record"]
     relation: Literal["add_or_remove_one"]
     declared_n: int = Field(ge=1)
+    max_parameters: int = Field(ge=1)
+    max_clip: float = Field(gt=0, allow_inf_nan=False)
+    max_value_bits: int = Field(ge=8, le=31)
+    min_corrupt: int = Field(ge=0)
+    min_threshold: int = Field(ge=1)
     min_cohort: int = Field(ge=1)
     min_contributors: int = Field(ge=1)
-    max_corrupt: int = Field(ge=0)
+    dp_only: dict[str, Annotated[int, Field(ge=1)]]
     allowed_methods: tuple[str, ...]
+    allow_graph: tuple[Literal["complete", "k_regular"], ...]
+    allow_unverified_server_step: bool
     lifetime_claim: bool
     compliance: bool
 
@@ -56,31 +83,89 @@ def save_policy(path: Path, policy: Policy) -> None:
 
 
 def admit(policy: Policy, federation: Federation) -> None:
-    """Refuse a run that the policy does not allow; raises PolicyRefusal with the reason, and charges nothing."""
-    config = federation.config
+    """Refuse a run that the policy does not allow; raises PolicyRefusal with every reason, and charges nothing."""
     site = federation.site(policy.site)
-    if "any" not in policy.allowed_methods and config.method.name not in policy.allowed_methods:
-        raise PolicyRefusal(
-            f"{policy.site}: policy allows the methods {', '.join(policy.allowed_methods)}, not {config.method.name}"
-        )
-    if site.declared_n != policy.declared_n:
-        raise PolicyRefusal(f"{policy.site}: the roster declares N={site.declared_n}, the policy N={policy.declared_n}")
+    objections = [*_to_the_run(policy, federation, site)]
+    if federation.config.secagg.mode == "on":
+        objections += [*_to_the_masks(policy, federation), *_to_the_floors(policy, federation, site)]
+    if objections:
+        raise PolicyRefusal(f"{policy.site}: {'; '.join(objections)}")
+
+
+def _to_the_run(policy: Policy, federation: Federation, site: Site) -> Iterator[str]:
+    """What holds with and without masks."""
+    config = federation.config
     if policy.compliance and (weak := config.weaknesses()):
-        raise PolicyRefusal(
-            f"{policy.site}: {' and '.join(weak)} is refused in compliance mode, which no switch turns off"
+        yield f"{' and '.join(weak)} is refused in compliance mode, which no switch turns off: run without it"
+    if "any" not in policy.allowed_methods and config.method.name not in policy.allowed_methods:
+        yield from _not_among("allowed_methods", policy.allowed_methods, f"method={config.method.name}")
+    if site.declared_n != policy.declared_n:
+        yield (
+            f"the roster declares N={site.declared_n}, the policy declared_n={policy.declared_n}: the consortium signs "
+            f"a roster with the owner's number, {_EDIT}"
         )
-    if config.privacy.mode == "dp" and config.privacy.delta > policy.delta:
-        raise PolicyRefusal(
-            f"{policy.site}: privacy.delta={config.privacy.delta:g} is above the policy's {policy.delta:g}"
+    if config.privacy.mode == "dp":
+        yield from _most("delta", policy.delta, "privacy.delta", config.privacy.delta)
+    size = sum(federation.model.component_sizes().values())
+    yield from _most("max_parameters", policy.max_parameters, "the model's number of parameters", size)
+    if config.server_step == "unverified" and not policy.allow_unverified_server_step:
+        yield (
+            "the policy has allow_unverified_server_step=false, and no site can recompute the server's step under "
+            f"strategy={config.strategy.name} with secagg={config.secagg.mode}: "
+            f"{_way('secagg=on and strategy=fedavg, fedadam or fedyogi')}"
         )
-    if config.secagg.mode == "off":
-        return
-    if len(federation.sites) < policy.min_cohort:
-        raise PolicyRefusal(
-            f"{policy.site}: a cohort of {len(federation.sites)} is below the policy's min_cohort={policy.min_cohort}"
+
+
+def _to_the_masks(policy: Policy, federation: Federation) -> Iterator[str]:
+    config = federation.config
+    yield from _most("max_clip", policy.max_clip, "secagg.clip", config.secagg.clip)
+    yield from _most("max_value_bits", policy.max_value_bits, "secagg.value_bits", config.secagg.value_bits)
+    yield from _least("min_corrupt", policy.min_corrupt, "federation.corrupt", config.federation.corrupt)
+    wider = "(raised by federation.corrupt or more sites)"
+    yield from _least("min_threshold", policy.min_threshold, f"the threshold {wider}", federation.threshold)
+    wider = "(raised by secagg.min_cohort)"
+    yield from _least("min_cohort", policy.min_cohort, f"the fewest sites of a round {wider}", federation.min_cohort)
+    if config.secagg.graph not in policy.allow_graph:
+        yield from _not_among("allow_graph", policy.allow_graph, f"secagg.graph={config.secagg.graph}")
+
+
+def _to_the_floors(policy: Policy, federation: Federation, site: Site) -> Iterator[str]:
+    """A lower floor needs the consent of every owner of the component; of what it does not own it needs none."""
+    floors = {name: federation.floor(name) for name in federation.slice_names if site.name in federation.owners(name)}
+    unasked = {name: floor for name, floor in floors.items() if name in federation.dp_only - policy.dp_only.keys()}
+    if unasked:
+        yield (
+            f"secagg.floors has {_listed(unasked)}, below the default of {federation.default_floor}, and the policy's "
+            f"dp_only does not name that: run without it, {_EDIT} if DP alone is to protect its update there"
         )
-    if config.federation.corrupt < policy.max_corrupt or federation.floor() < policy.min_contributors:
-        raise PolicyRefusal(
-            f"{policy.site}: the run tolerates {config.federation.corrupt} corrupt sites with a floor of "
-            f"{federation.floor()} contributors; the policy wants {policy.max_corrupt} and {policy.min_contributors}"
+    least = {name: policy.dp_only.get(name, policy.min_contributors) for name in floors}
+    below = {name: floor for name, floor in floors.items() if floor < least[name] and name not in unasked}
+    if below:
+        wanted = _listed({name: least[name] for name in below})
+        yield (
+            f"the floors {_listed(below)} are below the policy's {wanted} (its dp_only, else min_contributors="
+            f"{policy.min_contributors}): run with a higher federation.min_contributors and without secagg.floors for "
+            f"them, {_EDIT}"
         )
+
+
+def _listed(floors: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}:{floor}" for name, floor in floors.items())
+
+
+def _least(key: str, least: float, what: str, value: float) -> Iterator[str]:
+    if value < least:
+        yield f"{what} is {value}, below the policy's {key}={least}: {_way('at least that')}"
+
+
+def _most(key: str, most: float, what: str, value: float) -> Iterator[str]:
+    if value > most:
+        yield f"{what} is {value}, above the policy's {key}={most}: {_way('at most that')}"
+
+
+def _not_among(key: str, allowed: tuple[str, ...], what: str) -> Iterator[str]:
+    yield f"the policy's {key} says {', '.join(allowed) or 'none'}, and the run has {what}: {_way('one of those')}"
+
+
+def _way(run: str) -> str:
+    return f"run with {run}, {_EDIT}"

@@ -1,4 +1,4 @@
-"""A site's answers to the coordinator's messages: gate, train, mask, confirm, unmask.
+"""A site's answers to the coordinator's messages: gate, follow, train, mask, confirm, unmask.
 
 Every failure is one of a few fixed codes; the reason stays in the site's own log.
 """
@@ -8,30 +8,37 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from secure_fed.client.books import open_ledger
 from secure_fed.client.faults import is_silent
+from secure_fed.client.following import DIVERGED, Follower, Membership
+from secure_fed.client.halt import HALTED, halt, halted
 from secure_fed.client.home import Home
+from secure_fed.client.journal import Journal
 from secure_fed.client.policy import Policy, admit
+from secure_fed.client.rotation import require_named
+from secure_fed.client.sessions import Sessions
 from secure_fed.client.training import LocalTraining, Update
-from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecAggError, SecureFedError
+from secure_fed.errors import BudgetExhausted, PolicyRefusal, SecAggError, SecureFedError
 from secure_fed.federation.config import RunConfig
-from secure_fed.federation.facts import Federation
+from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import session_context
 from secure_fed.federation.members import sites_of
+from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header, Parcel
 from secure_fed.identity import Roster
-from secure_fed.ledger import Genesis, Ledger, Settle
+from secure_fed.ledger import Settle
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
-from secure_fed.secagg import ClientSession, Code, KeyStream, SessionContext, Stage, quantise, system_dither
+from secure_fed.secagg import HALTING, Code, Quantiser, SessionContext, Stage, fresh_secret
 
 SILENT = "silent"
 _CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -39,197 +46,235 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (PolicyRefusal, "refused_by_policy"),
     (SecureFedError, "refused"),
 )
-Arrays = Mapping[str, npt.NDArray[np.float32]]
+_HALTING = HALTING | {DIVERGED}
 
 
 class SiteClient:
     """One site in one run. Holds nothing between messages that its home does not hold too."""
 
     def __init__(
-        self, home: Home, config: RunConfig, roster: Roster, records: Callable[[MultimodalModel], Batch]
+        self, home: Home, config: RunConfig, roster: Path, records: Callable[[MultimodalModel], Batch]
     ) -> None:
-        """`records` gives the site's own records, prepared for the model; it is called at most once."""
+        """`roster` is the consortium's signed file; a newer one put in its place holds from the next session on.
+
+        `records` gives the site's own records, prepared for the model; it is called at most once.
+        """
         self.home = home
         self.config = config
-        self.roster = roster
         self.policy: Policy = home.policy()
-        self.federation = Federation(config, sites_of(roster))
-        self.site = self.federation.site(self.policy.site)
+        self.membership = _membership(config, Roster.load(roster))
+        self._roster_path = roster
+        self._accepted = ""
         self._load_records = records
+        self._journal = Journal(home)
+        self._sessions = Sessions(home)
+        self._follower = Follower(home, self._membership_of)
+        self._old: dict[str, Membership] = {}
 
-    def handle(self, action: str, parcel: Parcel) -> Parcel:
+    @property
+    def federation(self) -> Federation:
+        """The run's public facts under the roster in force."""
+        return self.membership.federation
+
+    @property
+    def site(self) -> Site:
+        """This site as the roster names it; raises ConfigError where the roster does not any more."""
+        return self.federation.site(self.policy.site)
+
+    def handle(self, parcel: Parcel) -> Parcel:
         """Answer one message. Whatever goes wrong, the answer is a fixed code and no other word."""
         try:
-            return self._dispatch(action, parcel)
+            return self._dispatch(parcel)
         except Exception as error:  # noqa: BLE001 - fail closed: an exception's text could name a patient
-            code = _code_of(error)
-            self.home.log(f"{action}: {code}\n{''.join(traceback.format_exception(error))}")
-            return Parcel(code=code)
+            return Parcel(code=self._failed(parcel, error))
 
-    def _dispatch(self, action: str, parcel: Parcel) -> Parcel:
+    def _dispatch(self, parcel: Parcel) -> Parcel:
         header = Header.from_bytes(parcel.header)
-        if is_silent(self.config, self.site.name, header, action):
+        if is_silent(self.config, self.policy.site, header, parcel.action):
             return Parcel(code=SILENT)
-        if action in {"advertise", "plain"}:
-            self.policy = self.home.policy()  # an owner's edit holds from the next round on
+        if halted(self.home) is not None:
+            return Parcel(code=HALTED)
+        if parcel.action in {"advertise", "mask", "plain"}:
+            self._refresh()  # an owner's edit, or a new roster, holds from the next session on
+        if parcel.site != self.policy.site or not parcel.is_signed_by(
+            bytes.fromhex(self.membership.roster.coordinator)
+        ):
+            raise SecAggError("unsigned_request", "not the coordinator's request to this site")
         admit(self.policy, self.federation)
-        match action:
+        require_named(self.policy.site, self.home.signing_key().public_bytes, self.membership.roster)
+        self._journal.require_unreleased(header)
+        match parcel.action:
             case "advertise":
-                return self._advertise(header)
+                return self._advertise(header, parcel)
             case "share":
-                return self._continue(self._session(header), lambda session: session.share(parcel.body))
+                return Parcel(
+                    body=self._sessions.step(self._context(header), self._who, lambda s: s.share(parcel.body))
+                )
             case "mask":
                 return self._mask(header, parcel)
             case "confirm":
-                return self._continue(self._session(header), lambda session: session.confirm(parcel.body))
+                return self._confirm(header, parcel)
             case "unmask":
                 return self._unmask(header, parcel)
             case "plain":
                 return self._plain(header, parcel)
             case _:
-                raise SecAggError("unknown_action", action)
+                raise SecAggError("unknown_action", parcel.action)
+
+    def _failed(self, parcel: Parcel, error: Exception) -> str:
+        """Log the reason; where the site was lied to, halt with the evidence. Returns the code to answer."""
+        code = _code_of(error)
+        self.home.log(f"{parcel.action}: {code}\n{''.join(traceback.format_exception(error))}")
+        if isinstance(error, SecAggError) and error.code in _HALTING:
+            earlier = self._sessions.confirmed(Header.from_bytes(parcel.header))
+            requests = [parcel] if earlier is None else [earlier, parcel]
+            halt(self.home, self.policy.site, code, error.detail, requests, {"roster": self._roster_digest})
+        return code
 
     # -- stages ----------------------------------------------------------------------------------------
 
-    def _advertise(self, header: Header) -> Parcel:
-        self._advance_journal(header)
-        session = ClientSession(self._context(header), self.site.name, self._sign)
-        body = session.advertise()
-        self.home.put("session", session.to_bytes())
-        return Parcel(body=body)
+    def _advertise(self, header: Header, parcel: Parcel) -> Parcel:
+        """A session begun anew, outside a round under way: whatever was prepared before is void."""
+        track = self._follow(header, parcel)
+        return Parcel(body=self._begin(header, track, keep=None))
 
-    def _session(self, header: Header) -> ClientSession:
-        state = self.home.get("session")
-        if state is None:
-            raise SecAggError("no_session", "the site has no session under way")
-        return ClientSession.from_bytes(state, self._context(header), self.site.name, self._sign)
+    def _begin(self, header: Header, track: Track, keep: Header | None) -> bytes:
+        self._journal.begin(header)
+        return self._sessions.begin(self._context(header), self._who, header, track.digest, keep)
 
-    def _continue(self, session: ClientSession, answer: Callable[[ClientSession], bytes]) -> Parcel:
-        try:
-            return Parcel(body=answer(session))
-        finally:
-            # A step that failed has erased its secrets: what is stored must be that state too.
-            self.home.put("session", session.to_bytes())
+    def _share(self, header: Header, body: bytes) -> bytes:
+        return self._sessions.step(self._context(header), self._who, lambda session: session.share(body))
 
     def _mask(self, header: Header, parcel: Parcel) -> Parcel:
-        session = self._session(header)
-        if session.stage is not Stage.MASK:
+        if self._sessions.stage(self._context(header), self._who) is not Stage.MASK:
             # Before anything is charged: a message out of order would otherwise cost budget.
             raise SecAggError(Code.WRONG_STAGE, "mask")
-        model_hash = self._received_model(parcel.arrays)
-        update = self._update(header, parcel.arrays, model_hash)
-        weight = self.federation.weights[self.site.name]
-        secagg = self.config.secagg
-        dither = self._dither(header)
-        vector = {
-            name: quantise(values * np.float32(weight), secagg.clip, secagg.value_bits, dither)
-            for name, values in update.items()
-        }
-        return self._continue(session, lambda session: session.mask(parcel.body, vector, model_hash))
+        track = self._follow(header, parcel) if parcel.announcement else self._follower.track(header)
+        update = self._update(header, track)
+        slices = {name: self._quantiser(header, name, values) for name, values in update.items()}
+        masked = self._sessions.step(
+            self._context(header),
+            self._who,
+            lambda session: session.mask(parcel.body, slices, track.digest, self.config.secagg.threads),
+        )
+        answer = self._prepare(header, parcel, lambda upcoming: self._begin(upcoming, track, keep=header))
+        return Parcel(body=masked.message, arrays=masked.slices, next_body=answer)
+
+    def _confirm(self, header: Header, parcel: Parcel) -> Parcel:
+        context = self._context(header)
+        body = self._sessions.step(context, self._who, lambda session: session.confirm(parcel.body), request=parcel)
+        answer = self._prepare(header, parcel, lambda upcoming: self._share(upcoming, parcel.next_body))
+        return Parcel(body=body, next_body=answer)
 
     def _unmask(self, header: Header, parcel: Parcel) -> Parcel:
-        def release(session: ClientSession) -> bytes:
-            shares = session.unmask(parcel.body)
-            # Journal first, reply after: a crash in between loses the reply, never the memory of it.
-            self._journal_release(header)
-            return shares
-
-        answer = self._continue(self._session(header), release)
+        # Journal first, reply after: a crash in between loses the reply, never the memory of it.
+        body = self._sessions.step(
+            self._context(header),
+            self._who,
+            lambda session: session.unmask(parcel.body),
+            before_storing=lambda: self._journal.release(header),
+        )
         self.home.drop("pending")
-        self.home.drop("session")
+        self._sessions.forget(header)
         if self.federation.phases_of(self.site, header.step):
-            with self._ledger() as ledger:
-                ledger.append(
-                    Settle(
-                        run=header.run,
-                        step=header.step,
-                        round=header.round,
-                        attempt=header.attempt,
-                        outcome="released",
-                    )
-                )
-        return answer
+            with open_ledger(self.home, self.policy) as ledger:
+                outcome = {"run": header.run, "step": header.step, "round": header.round, "attempt": header.attempt}
+                ledger.append(Settle(**outcome, outcome="released"))  # type: ignore[arg-type]
+        return Parcel(body=body)
+
+    def _prepare(self, header: Header, parcel: Parcel, answer: Callable[[Header], bytes]) -> bytes:
+        """The next round's message that rides along; a failure there leaves the round under way as it is.
+
+        Raises:
+            SecAggError: only what must halt the site.
+        """
+        if not parcel.next_header:
+            return b""
+        try:
+            upcoming = Header.from_bytes(parcel.next_header)
+            stage = {"mask": "advertise", "confirm": "share"}[parcel.action]
+            if is_silent(self.config, self.policy.site, upcoming, stage):
+                return b""
+            if (upcoming.run, upcoming.round) != (header.run, header.round + 1):
+                raise SecAggError(Code.WRONG_SESSION, "the next session is not of the next round")
+            return answer(upcoming)
+        except SecAggError as error:
+            if error.code in _HALTING:
+                raise
+            self.home.log(f"{parcel.action}, next round: {error}")
+            return b""
 
     def _plain(self, header: Header, parcel: Parcel) -> Parcel:
         """secagg=off: the update itself, for comparison only; no message can ask for it in any other run."""
         if self.config.secagg.mode != "off":
             raise PolicyRefusal(f"{self.site.name}: an unmasked update was asked for in a run with secagg=on")
-        self._advance_journal(header)
-        model_hash = self._received_model(parcel.arrays)
-        return Parcel(arrays=self._update(header, parcel.arrays, model_hash))
+        self._journal.begin(header)
+        return Parcel(arrays=self._update(header, self._follow(header, parcel)))
 
     # -- pieces ----------------------------------------------------------------------------------------
 
-    def _update(self, header: Header, arrays: Arrays, model_hash: bytes) -> Update:
+    def _follow(self, header: Header, parcel: Parcel) -> Track:
+        return self._follower.follow(self.federation, header, parcel.announcement, parcel.arrays)
+
+    def _update(self, header: Header, track: Track) -> Update:
         """The round's noised update: the stored one where this is a retry of the same round and model."""
-        key = json.dumps([header.run, header.round, model_hash.hex()]).encode()
+        key = json.dumps([header.run, header.round, track.digest.hex()]).encode()
         stored = self.home.get("pending")
         if stored is not None and stored.startswith(key + b"\n"):
             return load_tensors(stored[len(key) + 1 :])
-        with self._ledger() as ledger:
+        limited = self.config.privacy.mode == "dp"
+        with open_ledger(self.home, self.policy, limited=limited) as ledger:
             training = LocalTraining(self.federation, self.site, self.policy, ledger, self._records, self._noise)
-            update = training.update(header, arrays, model_hash)
+            update = training.update(header, track)
         self.home.put("pending", key + b"\n" + save_tensors(update))
         return update
 
-    def _received_model(self, arrays: Arrays) -> bytes:
-        """The hash of the received model; raises SecAggError(bad_model) unless it is whole and finite."""
-        model = self.federation.model
-        if {name: array.shape for name, array in arrays.items()} != {
-            name: (size,) for name, size in model.component_sizes().items()
-        } or not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
-            raise SecAggError("bad_model", "components, sizes or values")
-        for name, values in arrays.items():
-            model.set_component(name, values)
-        return model.digest()
+    def _quantiser(self, header: Header, name: str, values: np.ndarray) -> Quantiser:
+        """The slice in fixed point, times the site's public weight."""
+        secagg = self.config.secagg
+        key = fresh_secret()
+        if self.config.insecure_reproducible:
+            seed = self._noise.derive(f"{self.site.name}/{header.round}/dither/{name}").seed()
+            key = hashlib.sha256(seed.to_bytes(8, "big")).digest()
+        weight = self.federation.weights[self.site.name]
+        return Quantiser(values, secagg.clip, secagg.value_bits, key, weight)
 
-    def _advance_journal(self, header: Header) -> None:
-        """Remember that this attempt began; raises SecAggError(stale_round) where it is not a new one."""
-        journal = self._journal()
-        last = journal.get(header.run, {"round": -1, "attempt": -1, "released": -1})
-        if (header.round, header.attempt) <= (last["round"], last["attempt"]) or header.round <= last["released"]:
-            raise SecAggError("stale_round", f"round {header.round} attempt {header.attempt} after {last}")
-        journal[header.run] = {**last, "round": header.round, "attempt": header.attempt}
-        self.home.put("journal", json.dumps(journal).encode())
+    def _refresh(self) -> None:
+        """Read policy and roster again; a new roster makes every open session void: its keys bind the old one."""
+        self.policy = self.home.policy()
+        roster = Roster.load(self._roster_path)
+        digest = roster.digest().hex()
+        if digest == self._accepted:
+            return
+        if self._journal.accept_roster(roster):
+            self._sessions.forget_all()
+        # Outcomes of rounds under it may have to be checked after the next change.
+        self.home.put(_roster_file(digest), roster.model_dump_json().encode())
+        if digest != self._roster_digest:
+            self.membership = _membership(self.config, roster)
+        self._accepted = digest
 
-    def _journal_release(self, header: Header) -> None:
-        journal = self._journal()
-        journal[header.run]["released"] = header.round
-        self.home.put("journal", json.dumps(journal).encode())
+    @property
+    def _roster_digest(self) -> str:
+        return self.membership.roster.digest().hex()
 
-    def _journal(self) -> dict[str, dict[str, int]]:
-        stored = self.home.get("journal")
-        if stored is None and self.home.ledger_path.exists():
-            # The journal is written before the first charge: a ledger without one means that it was taken away.
-            raise ConfigError(f"{self.home.root}: the journal is gone; the site cannot know which rounds it released")
-        journal: dict[str, dict[str, int]] = json.loads(stored) if stored else {}
-        return journal
+    def _membership_of(self, digest: str) -> Membership | None:
+        """The roster with this digest, of those that this site has accepted, and what follows from it."""
+        if digest == self._roster_digest:
+            return self.membership
+        if digest not in self._old:
+            stored = self.home.get(_roster_file(digest))
+            if stored is None:
+                return None
+            self._old[digest] = _membership(self.config, Roster.model_validate_json(stored))
+        return self._old[digest]
 
     def _context(self, header: Header) -> SessionContext:
-        return session_context(self.federation, self.roster, header)
+        return session_context(self.federation, self.membership.roster, header)
 
-    def _sign(self, message: bytes) -> bytes:
-        return self.home.signing_key().sign(message)
-
-    def _ledger(self) -> Ledger:
-        """The ledger, begun where there is none yet."""
-        key = self.home.signing_key()
-        genesis = Genesis(
-            public_key=key.public_bytes.hex(),
-            unit=self.policy.unit,
-            relation=self.policy.relation,
-            delta=self.policy.delta,
-            epsilon_limit=self.policy.epsilon if self.config.privacy.mode == "dp" else None,
-            declared_n=self.policy.declared_n,
-            lifetime_claim=self.policy.lifetime_claim,
-        )
-        return Ledger.open_or_create(self.home.ledger_path, self.site.name, key, genesis)
-
-    def _dither(self, header: Header) -> Callable[[npt.NDArray[np.uint32]], None]:
-        if not self.config.insecure_reproducible:
-            return system_dither()
-        seed = self._noise.derive(f"{self.site.name}/{header.round}/dither").seed()
-        return KeyStream(hashlib.sha256(seed.to_bytes(8, "big")).digest()).fill
+    @property
+    def _who(self) -> tuple[str, Callable[[bytes], bytes]]:
+        return self.policy.site, self.home.signing_key().sign
 
     @cached_property
     def _records(self) -> Batch:
@@ -238,6 +283,14 @@ class SiteClient:
     @cached_property
     def _noise(self) -> NoiseSource:
         return ReproducibleNoise(self.config.seed) if self.config.insecure_reproducible else OsNoise()
+
+
+def _membership(config: RunConfig, roster: Roster) -> Membership:
+    return Membership(roster, Federation(config, sites_of(roster)))
+
+
+def _roster_file(digest: str) -> str:
+    return f"roster-{digest}"
 
 
 def _code_of(error: Exception) -> str:

@@ -5,7 +5,6 @@ The charge is on disk before a record is sampled or noise is drawn, so that a cr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from secure_fed.client.policy import Policy
 from secure_fed.errors import BudgetExhausted
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import PlannedPhase, SitePlan, plan_for
+from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header
 from secure_fed.ledger import Ledger, Off, Plan, Reserve
 from secure_fed.ledger import PlannedPhase as LedgerPhase
@@ -44,16 +44,14 @@ class LocalTraining:
     records: Batch
     noise: NoiseSource
 
-    def update(self, header: Header, arrays: Mapping[str, npt.NDArray[np.float32]], model_hash: bytes) -> Update:
+    def update(self, header: Header, track: Track) -> Update:
         """Slice name -> float32 [size], noised and charged; raises PolicyRefusal before anything is charged."""
         plan = plan_for(self.federation, self.site)
         phases = self.federation.phases_of(self.site, header.step)
         if plan is not None:
             self._ensure_planned(header.run, plan)
             self._check_budget(header.run, plan, phases)
-        model = self.federation.new_model()
-        for name, values in arrays.items():
-            model.set_component(name, values)
+        model = track.load_into(self.federation.new_model())
         update: Update = {}
         for phase in phases:
             if plan is None:
@@ -61,7 +59,7 @@ class LocalTraining:
                 update |= self._train(phase, model, header, None)
             else:
                 planned = plan.phase(phase.name)
-                self._reserve(header, planned, model_hash)
+                self._reserve(header, planned, track.model_hash)
                 update |= self._train(phase, model, header, planned)
         return update
 

@@ -65,7 +65,9 @@ def _answer(action: str, parcel: Parcel, folder: Path, context: Context) -> Parc
         return Parcel(body="\n".join(hosted).encode())
     if parcel.site not in hosted:
         return Parcel(code="unknown_site")
-    return site_client(folder, parcel.site).handle(action, parcel)
+    if parcel.action != action:
+        return Parcel(code="unknown_action")
+    return site_client(folder, parcel.site).handle(parcel)
 
 
 def hosted_sites(folder: Path, partition: int, partitions: int) -> tuple[str, ...]:
@@ -88,9 +90,9 @@ def forget_folders() -> None:
 @lru_cache(maxsize=256)
 def site_client(folder: Path, name: str) -> SiteClient:
     """The simulated site `name` of a run folder; made once in each process."""
-    config, roster = _public_facts(folder)
+    config, _ = _public_facts(folder)
 
     def records(model: MultimodalModel) -> Batch:
         return model.prepare(simulate(config).records[name])
 
-    return SiteClient(Home(folder / "sites" / name), config, roster, records)
+    return SiteClient(Home(folder / "sites" / name), config, folder / "roster.json", records)

@@ -28,8 +28,8 @@ class _Logged:
 
     def begin(self, config: RunConfig, done: int) -> None:
         """Warnings first."""
-        for weak in config.weaknesses():
-            _LOG.warning("%s: this run gives no guarantee, for comparison only", weak)
+        for weak, cost in config.weaknesses().items():
+            _LOG.warning("%s: %s", weak, cost)
 
     def round(self, line: dict[str, Any]) -> None:
         """A line a round."""

@@ -13,18 +13,19 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity  # private API, used nowhere else: Message() needs it
+
+from secure_fed.engines.task_identity import take_identity
 
 _CLIENT_APP_RAISED = 1
 
 
 class InProcessGrid(Grid):
-    """Runs each message through the ClientApp when it is pushed; the reply waits to be pulled."""
+    """Runs a message through the ClientApp when its reply is pulled, one at a time: one reply is held at a time."""
 
     def __init__(self, client_app: ClientApp, nodes: int, run_id: int) -> None:
         self._client_app = client_app
         self._run = Run.create_empty(run_id)
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._contexts = {
             node: Context(
                 run_id=run_id,
@@ -61,17 +62,19 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Let each destination's ClientApp answer now."""
+        """Take messages for their destinations' ClientApps."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
             ids.append(message.metadata.message_id)
-            self._replies[message.metadata.message_id] = self._answer(message)
+            self._waiting[message.metadata.message_id] = message
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies to these messages; each is handed out once."""
-        return [self._replies.pop(identifier) for identifier in message_ids if identifier in self._replies]
+        """Yield the replies to these messages; each is handed out once, and made when it is asked for."""
+        for identifier in message_ids:
+            if identifier in self._waiting:
+                yield self._answer(self._waiting.pop(identifier))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull in one."""
@@ -87,6 +90,6 @@ class InProcessGrid(Grid):
 def run_in_process(server_app: ServerApp, client_app: ClientApp, nodes: int) -> None:
     """Run a ServerApp against a ClientApp for `nodes` nodes; what the ServerApp raises is raised here."""
     run_id = secrets.randbits(63)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+    take_identity(run_id)
     context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
     server_app(InProcessGrid(client_app, nodes, run_id), context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -18,6 +20,8 @@ MESSAGE_TYPES = {
 }
 """Action -> Flower message type; the ClientApp registers each."""
 
+_TEXTS = ("action", "site", "code")
+_BYTES = ("header", "body", "announcement", "next_header", "next_body", "signature")
 _PARCEL = "parcel"
 _ARRAYS = "arrays"
 
@@ -25,9 +29,7 @@ _ARRAYS = "arrays"
 def to_record(parcel: Parcel) -> RecordDict:
     """The content of a Flower message."""
     record = RecordDict()
-    record[_PARCEL] = ConfigRecord(
-        {"code": parcel.code, "site": parcel.site, "header": parcel.header, "body": parcel.body}
-    )
+    record[_PARCEL] = ConfigRecord({name: getattr(parcel, name) for name in (*_TEXTS, *_BYTES)})
     record[_ARRAYS] = ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in parcel.arrays.items()})
     return record
 
@@ -36,10 +38,11 @@ def from_record(record: RecordDict) -> Parcel:
     """Read a message's content; one of another shape is a parcel with the code `malformed_message`."""
     try:
         config = record.config_records[_PARCEL]
-        code, site, header, body = (config[key] for key in ("code", "site", "header", "body"))
+        values: dict[str, Any] = {name: config[name] for name in (*_TEXTS, *_BYTES)}
         arrays = {name: array.numpy() for name, array in record.array_records[_ARRAYS].items()}
     except (KeyError, ValueError, TypeError):
         return Parcel(code="malformed_message")
-    if not (isinstance(code, str) and isinstance(site, str) and isinstance(header, bytes) and isinstance(body, bytes)):
+    texts = all(isinstance(values[name], str) for name in _TEXTS)
+    if not texts or not all(isinstance(values[name], bytes) for name in _BYTES):
         return Parcel(code="malformed_message")
-    return Parcel(code, site, header, body, arrays)
+    return Parcel(**values, arrays=arrays)

@@ -20,7 +20,7 @@ from secure_fed.accounting import epsilon_by_round
 from secure_fed.config import dump_config, load_config
 from secure_fed.engines.apps import forget_folders, make_client_app, make_server_app
 from secure_fed.engines.in_process import run_in_process
-from secure_fed.engines.simulated_sites import SimulatedSites, found_homes, simulate
+from secure_fed.engines.simulated_sites import SimulatedSites, coordinator_key, found_homes, simulate
 from secure_fed.engines.summary import summarise
 from secure_fed.engines.transport import GridTransport
 from secure_fed.errors import ConfigError, PolicyRefusal, SecureFedError
@@ -28,16 +28,23 @@ from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan, plan_for
+from secure_fed.federation.track import Track, initial_track, solve_statistics
 from secure_fed.files import write_whole
-from secure_fed.identity import Roster
-from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.identity import SigningKey
 from secure_fed.report import write_model_card, write_report
 from secure_fed.server.evaluation import Scores
-from secure_fed.server.round import Coordinator
-from secure_fed.server.training import Progress, Trainer, load_checkpoint, save_checkpoint, save_model
-
-TIMEOUT_S = 600.0
-"""How long the coordinator waits for a stage's answers."""
+from secure_fed.server.members import RosterFile
+from secure_fed.server.round import Coordinator, RoundResult
+from secure_fed.server.training import (
+    Held,
+    Progress,
+    ServerStep,
+    Trainer,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from secure_fed.strategies import FlowerConfig
 
 
 class Observer(Protocol):
@@ -81,6 +88,7 @@ def prepare(config: RunConfig) -> Prepared:
             f"{' and '.join(weak)} is refused under federation.compliance=true, which no switch turns into a "
             "warning; run without it"
         )
+    _unverified_step(federation)
     plans = {site.name: plan_for(federation, site) for site in federation.sites}
     return Prepared(config, simulated, federation, plans)
 
@@ -127,11 +135,11 @@ def found(folder: Path, prepared: Prepared) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be made: {error.strerror}; give a folder that can") from error
-    found_homes(folder, prepared.config, prepared.federation.sites)
+    found_homes(folder, prepared.federation)
     (folder / "data_notes.json").write_text(
         json.dumps(dict(prepared.simulated.notes), indent=2) + "\n", encoding="utf-8"
     )
-    save_checkpoint(folder, prepared.federation.new_model(), Progress(run=secrets.token_hex(16)))
+    save_checkpoint(folder, Held(initial_track(prepared.federation)), Progress(run=secrets.token_hex(16)))
     # The configuration comes last: with it the folder is a run that can be resumed.
     write_whole(folder / "config.yaml", dump_config(prepared.config))
 
@@ -167,7 +175,7 @@ def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = 
 class Trained:
     """The end of a schedule: the model, its scores by missing modality, and what it took."""
 
-    model: MultimodalModel
+    track: Track
     scores: dict[str, Scores]
     progress: Progress
 
@@ -178,33 +186,57 @@ def serve_schedule(
     """The coordinator's whole work over a grid, from the folder's checkpoint on."""
     torch.set_num_threads(1)
     observer = observer or Silent()
-    federation = prepared.federation
-    model = federation.new_model()
-    progress = load_checkpoint(folder, model)
+    config, federation = prepared.config, prepared.federation
+    held, progress = load_checkpoint(folder)
     if resumed:
-        # The interrupted round may have been reserved at any site: its number is never used again.
+        # The interrupted round may have been reserved at any site, and its sessions begun: no number is used again.
         progress.round += 1
+        progress.attempt += 2 * config.secagg.max_attempts + 1
         progress.resumed += 1
         _drop_metrics_from(folder, progress.step)
-        save_checkpoint(folder, model, progress)
-    holdout = model.prepare(prepared.simulated.holdout)
-    transport = GridTransport(grid, [site.name for site in federation.sites], TIMEOUT_S)
-    coordinator = Coordinator(federation, Roster.load(folder / "roster.json"), transport)
-    observer.begin(prepared.config, progress.step)
-    trainer = Trainer(federation, coordinator, holdout, folder, _epsilon_by_step(prepared), observer.round)
-    return Trained(model, trainer.run(model, progress), progress)
+        save_checkpoint(folder, held, progress)
+    holdout = federation.new_model().prepare(prepared.simulated.holdout)
+    transport = GridTransport(grid, [site.name for site in federation.sites], config.engine.timeout_s)
+    key = SigningKey.load(coordinator_key(folder))
+    members = RosterFile(folder / "roster.json", config)
+    coordinator = Coordinator(*members(), transport, key, progress.attempt)
+    observer.begin(config, progress.step)
+    trainer = Trainer(
+        coordinator, holdout, folder, _epsilon_by_step(prepared), observer.round, members, _unverified_step(federation)
+    )
+    held, scores = trainer.run(held, progress)
+    return Trained(held.track, scores, progress)
+
+
+def _unverified_step(federation: Federation) -> ServerStep | None:
+    """The step of a Flower strategy, where the configuration names one; raises ConfigError where it cannot serve."""
+    config = federation.config.strategy
+    if not isinstance(config, FlowerConfig):
+        return None
+    from secure_fed.engines.flower_strategy import FlowerStep
+
+    flower = FlowerStep(config)
+    flower.rehearse(initial_track(federation).parameters)
+
+    def step(at: int, track: Track, result: RoundResult) -> Track:
+        means = {name: mean for name, mean in result.means.items() if name in track.parameters}
+        # Flower counts its rounds from 1; a burned round is none of them.
+        parameters = flower.step(at + 1, track.parameters, means, result.survivors)
+        return solve_statistics(federation, at, Track(parameters), result.means)
+
+    return step
 
 
 def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
     """Write model, summary, model card and report of a run that is done."""
-    save_model(folder / "model.safetensors", trained.model)
+    save_model(folder / "model.safetensors", trained.track)
     summary = summarise(
         folder,
         prepared.federation,
         prepared.plans,
         trained.scores,
         trained.progress,
-        trained.model,
+        trained.track.load_into(prepared.federation.new_model()),
         prepared.simulated.holdout,
     )
     write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")

@@ -19,8 +19,10 @@ from secure_fed.data import DataConfig, Records, load
 from secure_fed.data.partition import apply_ownership, declared_count, ownership, partition, split_by_unit
 from secure_fed.errors import DataError
 from secure_fed.federation.config import FederationConfig, RunConfig
-from secure_fed.federation.facts import Site
+from secure_fed.federation.facts import Federation, Site
 from secure_fed.identity import Member, Roster, SigningKey
+from secure_fed.secagg import default_threshold
+from secure_fed.secagg.params import SMALLEST_COHORT
 
 
 @dataclass(frozen=True)
@@ -70,23 +72,36 @@ def _simulate(data_json: str, federation_json: str, seed: int) -> SimulatedSites
     )
 
 
-def found_homes(folder: Path, config: RunConfig, members: tuple[Site, ...]) -> Roster:
+def found_homes(folder: Path, federation: Federation) -> Roster:
     """Make each site's home under `folder`/sites and the roster that a simulated consortium signs.
 
-    The consortium's key is used once and forgotten: nobody can add a member to this run later.
+    The consortium's key is used once and forgotten: nobody can add a member to this run later. The coordinator's,
+    with which it signs its requests, stays in the run folder's own private part.
     """
     entries: dict[str, Member] = {}
-    for site in members:
-        home = Home.create(folder / "sites" / site.name, _policy(config, site))
+    for site in federation.sites:
+        home = Home.create(folder / "sites" / site.name, _policy(federation, site))
         key = home.signing_key().public_bytes.hex()
         entries[site.name] = Member(public_key=key, owns=tuple(sorted(site.owned)), declared_n=site.declared_n)
-    roster = Roster.create(entries, SigningKey.generate())
+    coordinator = SigningKey.generate()
+    coordinator.save(coordinator_key(folder))
+    roster = Roster.create(entries, SigningKey.generate(), coordinator=coordinator.public_bytes)
     roster.save(folder / "roster.json")
     return roster
 
 
-def _policy(config: RunConfig, site: Site) -> Policy:
-    federation = config.federation
+def coordinator_key(folder: Path) -> Path:
+    """Where a run folder keeps the key that its coordinator signs requests with."""
+    return folder / "private" / "coordinator.pem"
+
+
+def _policy(federation: Federation, site: Site) -> Policy:
+    """What an owner would write who agrees to this run and to nothing weaker.
+
+    Threshold and cohort are those of the smallest federation that tolerates as many corrupt sites: members may leave.
+    """
+    config = federation.config
+    secagg, corrupt = config.secagg, config.federation.corrupt
     return Policy(
         site=site.name,
         epsilon=config.privacy.epsilon,
@@ -94,10 +109,17 @@ def _policy(config: RunConfig, site: Site) -> Policy:
         unit="record",
         relation="add_or_remove_one",
         declared_n=site.declared_n,
-        min_cohort=min(3, federation.sites),
-        min_contributors=federation.min_contributors,
-        max_corrupt=federation.corrupt,
+        max_parameters=sum(federation.model.component_sizes().values()),
+        max_clip=secagg.clip,
+        max_value_bits=secagg.value_bits,
+        min_corrupt=corrupt,
+        min_threshold=default_threshold(SMALLEST_COHORT, corrupt),
+        min_cohort=secagg.min_cohort,
+        min_contributors=federation.default_floor,
+        dp_only={name: floor for name, floor in secagg.floors.items() if site.name in federation.owners(name)},
         allowed_methods=("any",),
+        allow_graph=(secagg.graph,),
+        allow_unverified_server_step=config.server_step == "unverified",
         lifetime_claim=False,
-        compliance=federation.compliance,
+        compliance=config.federation.compliance,
     )

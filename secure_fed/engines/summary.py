@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secure_fed.accounting import epsilon
 from secure_fed.data import Records
 from secure_fed.federation.facts import Federation
+from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan
 from secure_fed.ledger import Reserve, read_ledger, spent
-from secure_fed.methods.base import GradientPhase
+from secure_fed.methods.base import GradientPhase, StatisticPhase
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.plan import GaussianPlan
 from secure_fed.server.evaluation import ALL_PRESENT, Scores
@@ -68,29 +69,23 @@ def summarise(
         "resumed": progress.resumed,
         "sites": len(federation.sites),
         "members": _members(federation, plans),
-        "components": _components(federation),
+        "components": _components(federation, metrics),
+        "statistics": _statistics(federation, metrics),
+        "server_step": config.server_step,
         "engine": config.engine.name,
         "wall_s": round(progress.wall_s, 2),
         "insecure_reproducible": config.insecure_reproducible,
         "model_sha256": model.digest().hex(),
-        "warnings": warnings_of(federation, plans),
-        "secagg": {
-            "mode": config.secagg.mode,
-            "threshold": federation.threshold,
-            "corrupt": config.federation.corrupt,
-            "floor": federation.floor(),
-            "value_bits": config.secagg.value_bits,
-            "rounds": [
-                {key: line[key] for key in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")}
-                for line in metrics
-            ],
-        },
+        "warnings": warnings_of(federation, plans, final.left_out),
+        "secagg": secagg_facts(federation, metrics),
         "data_notes": json.loads((folder / "data_notes.json").read_text(encoding="utf-8")),
         "versions": versions(),
     }
 
 
-def warnings_of(federation: Federation, plans: Mapping[str, SitePlan | None]) -> list[str]:
+def warnings_of(
+    federation: Federation, plans: Mapping[str, SitePlan | None], labels_left_out: Sequence[str] = ()
+) -> list[str]:
     """What weakens the guarantee or the result of this run; shown on top of every output."""
     config = federation.config
     warnings = [text for text in (_clipped_noise(federation, plan) for plan in plans.values()) if text][:1]
@@ -102,10 +97,33 @@ def warnings_of(federation: Federation, plans: Mapping[str, SitePlan | None]) ->
         )
     if config.secagg.mode == "off":
         warnings.append("secagg=off: the coordinator sees every site's update; for comparison only")
-    elif config.federation.corrupt == 0:
+    else:
+        warnings += _masking_warnings(federation)
+    if config.strategy.name == "flower":
+        warnings.append(
+            "strategy=flower, server_step: unverified: sites cannot recompute the server's step, so nothing ties the "
+            "model that they are sent to the sums that were opened"
+        )
+    if labels_left_out:
+        warnings.append(
+            f"labels left out of every score, because the hold-out has one class only: {', '.join(labels_left_out)}"
+        )
+    return warnings
+
+
+def _masking_warnings(federation: Federation) -> list[str]:
+    warnings = list(secagg_params(federation).cautions())
+    if federation.config.federation.corrupt == 0:
         warnings.append(
             "federation.corrupt=0: if one site colludes with the server, masks do not protect the others; DP alone does"
         )
+    guard = "privacy=off, so nothing protects it" if federation.config.privacy.mode == "off" else "DP alone protects it"
+    warnings += [
+        f"component {name}: floor 1, so its opened sum can be one single site's update, which the coordinator then "
+        f"sees as it is; {guard}"
+        for name in sorted(federation.dp_only)
+        if federation.floor(name) == 1
+    ]
     return warnings
 
 
@@ -147,8 +165,72 @@ def _members(federation: Federation, plans: Mapping[str, SitePlan | None]) -> di
     return members
 
 
-def _components(federation: Federation) -> dict[str, Any]:
+def _components(federation: Federation, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every component of the model; without a floor where sites never upload it (it is solved from a statistic)."""
+    return {name: _summed(federation, name, size, metrics) for name, size in federation.model.component_sizes().items()}
+
+
+def _statistics(federation: Federation, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Slices that are no component: sums from which the server solves one."""
+    phases = [phase for phase in federation.phases if isinstance(phase, StatisticPhase)]
+    return {phase.slice_name: _summed(federation, phase.slice_name, phase.size, metrics) for phase in phases}
+
+
+def _summed(federation: Federation, name: str, size: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    masked = federation.config.secagg.mode == "on" and name in federation.slice_names
     return {
-        name: {"parameters": size, "owners": sorted(federation.owners(name)), "floor": federation.floor()}
-        for name, size in federation.model.component_sizes().items()
+        "parameters": size,
+        "owners": sorted(federation.owners(name)),
+        "floor": federation.floor(name) if masked else None,
+        "dp_only": name in federation.dp_only,
+        "kept": sum(name in line["kept"] for line in metrics),
     }
+
+
+def secagg_facts(federation: Federation, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How sums were masked, and what it cost on the wire. Without masks there is only the traffic."""
+    secagg = federation.config.secagg
+    keys = ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")
+    traffic = {
+        "bytes_up_per_parameter": _ratio(metrics, "bytes_up", lambda line: _uploaded(federation, line)),
+        "bytes_down_per_parameter": _ratio(metrics, "bytes_down", lambda line: _offered(federation, line)),
+        "rounds": [{key: line[key] for key in keys} for line in metrics],
+    }
+    if secagg.mode == "off":
+        return {"mode": "off", **traffic}
+    params = secagg_params(federation)
+    graph: dict[str, str | int] = {"name": secagg.graph}
+    if params.graph is not None:
+        graph |= {"degree": params.graph.degree, "threshold": params.graph.threshold}
+    return {
+        "mode": "on",
+        "threshold": params.threshold,
+        "corrupt": params.max_corrupt,
+        "min_cohort": params.quorum,
+        "floor": params.default_floor,
+        "graph": graph,
+        "value_bits": params.value_bits,
+        "wire_bits": params.wire_bits,
+        "cautions": list(params.cautions()),
+        **traffic,
+    }
+
+
+def _ratio(
+    metrics: Sequence[Mapping[str, Any]], key: str, parameters: Callable[[Mapping[str, Any]], int]
+) -> float | None:
+    """Bytes of all rounds, retries included, over the parameters that they carried; None where there were none."""
+    carried = sum(parameters(line) for line in metrics)
+    return round(sum(line[key] for line in metrics) / carried, 3) if carried else None
+
+
+def _uploaded(federation: Federation, line: Mapping[str, Any]) -> int:
+    """Parameters that entered an opened sum, counted at each contributor."""
+    sizes = {part.name: part.size for part in federation.slices_at(line["step"])}
+    return sum(sizes[name] * len(sites) for name, sites in line["contributors"].items())
+
+
+def _offered(federation: Federation, line: Mapping[str, Any]) -> int:
+    """Parameters that were trained, counted at each site that took part, as every site follows the whole model."""
+    sizes = {part.name: part.size for part in federation.slices_at(line["step"])}
+    return sum(sizes.values()) * int(line["participants"])

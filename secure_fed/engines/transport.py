@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,6 +13,8 @@ from secure_fed.errors import RunAborted
 from secure_fed.federation.wire import OK, Parcel
 
 _POLL_S = 0.02
+_GRACE_S = 1.0
+"""How long optional answers are waited for at the least; otherwise as long as the others took."""
 
 
 class GridTransport:
@@ -25,11 +26,9 @@ class GridTransport:
         self._timeout_s = timeout_s
         self._nodes = self._find(set(sites))
 
-    def exchange(self, action: str, parcels: Mapping[str, Parcel]) -> dict[str, Parcel]:
-        """Send each site its parcel; a site without an answer in time, or with a Flower error, is absent."""
-        return self._round_trip(
-            action, {site: (self._nodes[site], replace(parcel, site=site)) for site, parcel in parcels.items()}
-        )
+    def exchange(self, parcels: Mapping[str, Parcel], optional: Collection[str] = ()) -> Iterator[tuple[str, Parcel]]:
+        """Send each site its parcel, yield answers as they come; a site that is late, or fails in Flower, is absent."""
+        return self._round_trip({site: (self._nodes[site], parcel) for site, parcel in parcels.items()}, optional)
 
     def _find(self, sites: set[str]) -> dict[str, int]:
         deadline = time.monotonic() + self._timeout_s
@@ -38,8 +37,8 @@ class GridTransport:
         while True:
             fresh = {str(node): node for node in self._grid.get_node_ids() if node not in asked}
             asked |= set(fresh.values())
-            replies = self._round_trip("hello", {key: (node, Parcel()) for key, node in fresh.items()})
-            for key, parcel in replies.items():
+            replies = self._round_trip({key: (node, Parcel(action="hello")) for key, node in fresh.items()})
+            for key, parcel in replies:
                 found |= {site: fresh[key] for site in _hosted(parcel) if site in sites}
             if found.keys() == sites:
                 return found
@@ -48,25 +47,29 @@ class GridTransport:
                 raise RunAborted(f"no node came for {missing} within {self._timeout_s:g} s; nothing was charged")
             time.sleep(_POLL_S)
 
-    def _round_trip(self, action: str, parcels: Mapping[str, tuple[int, Parcel]]) -> dict[str, Parcel]:
+    def _round_trip(
+        self, parcels: Mapping[str, tuple[int, Parcel]], optional: Collection[str] = ()
+    ) -> Iterator[tuple[str, Parcel]]:
         """Push one message for each key and poll until all are answered or the time is up."""
         messages = [
-            Message(to_record(parcel), node, MESSAGE_TYPES[action], ttl=self._timeout_s)
+            Message(to_record(parcel), node, MESSAGE_TYPES[parcel.action], ttl=self._timeout_s)
             for node, parcel in parcels.values()
         ]
         waiting = dict(zip(self._grid.push_messages(messages), parcels, strict=True))
-        answers: dict[str, Parcel] = {}
-        deadline = time.monotonic() + self._timeout_s
+        del messages
+        began = time.monotonic()
+        deadline = began + self._timeout_s
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 key = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_content():
-                    answers[key] = from_record(reply.content)
-            if time.monotonic() > deadline:
-                break
-            if waiting:
-                time.sleep(_POLL_S)
-        return answers
+                    yield key, from_record(reply.content)
+            now = time.monotonic()
+            if deadline > now and set(waiting.values()) <= set(optional) and optional:
+                deadline, optional = min(deadline, max(began + _GRACE_S, now + (now - began))), ()
+            if not waiting or now > deadline:
+                return
+            time.sleep(_POLL_S)
 
 
 def _hosted(parcel: Parcel) -> list[str]:

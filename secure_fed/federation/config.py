@@ -40,7 +40,6 @@ class FederationConfig(Section):
     min_contributors: int = Field(ge=2)
     dropout: float = Field(ge=0, lt=1)
     spare_rounds: int = Field(ge=0)
-    max_attempts: int = Field(ge=1)
     compliance: bool
 
     @field_validator("ownership", mode="before")
@@ -66,11 +65,17 @@ class PrivacyConfig(Section):
 
 
 class SecAggConfig(Section):
-    """The masked sum: bits of a value in the ring, and the range that an update's coordinate is clipped to."""
+    """The masked sum: its ring and range, its graph, and the lower floors that owners of components opted for."""
 
     mode: Literal["on", "off"]
     value_bits: int = Field(ge=8, le=31)
     clip: float = Field(gt=0)
+    max_attempts: int = Field(ge=1)
+    min_cohort: int = Field(ge=1)
+    graph: Literal["complete", "k_regular"]
+    max_dropout: float = Field(ge=0, lt=1)
+    floors: dict[str, int]
+    threads: int = Field(ge=1)
 
 
 class TrainingConfig(Section):
@@ -86,6 +91,7 @@ class EngineConfig(Section):
 
     name: Literal["in_process", "simulation"]
     workers: int = Field(ge=1)
+    timeout_s: float = Field(gt=0, allow_inf_nan=False)
 
 
 class EvaluationConfig(Section):
@@ -112,11 +118,22 @@ class RunConfig(Section):
     engine: EngineConfig
     evaluation: EvaluationConfig
 
-    def weaknesses(self) -> tuple[str, ...]:
-        """The switches of this run that a compliance policy refuses, as they are written on the command line."""
+    @property
+    def server_step(self) -> Literal["verified", "unverified"]:
+        """Whether sites recompute the server's step: not without masked sums to recompute it from, nor Flower's."""
+        return "unverified" if self.secagg.mode == "off" or self.strategy.name == "flower" else "verified"
+
+    def weaknesses(self) -> dict[str, str]:
+        """What a compliance policy refuses: each switch as it is written on the command line, and what it costs."""
+        nothing = "this run gives no guarantee, for comparison only"
         asked = {
-            "insecure_reproducible=true": self.insecure_reproducible,
-            "privacy=off": self.privacy.mode == "off",
-            "secagg=off": self.secagg.mode == "off",
+            "insecure_reproducible=true": (self.insecure_reproducible, nothing),
+            "privacy=off": (self.privacy.mode == "off", nothing),
+            "secagg=off": (self.secagg.mode == "off", "the coordinator sees every site's update, for comparison only"),
+            "secagg.graph=k_regular": (
+                self.secagg.mode == "on" and self.secagg.graph == "k_regular",
+                "masks hold against a server that is at worst semi-malicious",
+            ),
+            "strategy=flower": (self.strategy.name == "flower", "no site can check the server's step"),
         }
-        return tuple(switch for switch, is_asked in asked.items() if is_asked)
+        return {switch: cost for switch, (is_asked, cost) in asked.items() if is_asked}

@@ -18,6 +18,8 @@ from secure_fed.identity import canonical_json
 from secure_fed.methods import Method, build
 from secure_fed.methods.base import GradientPhase, Pair, Phase, component_modalities, owns
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.secagg import default_threshold
+from secure_fed.secagg.params import LARGEST_COMPLETE_ONLY, SMALLEST_COHORT
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Federation:
         )
         self._check_cohort()
         self._check_delta()
-        self._check_floors()
+        self._check_owners()
+        if self.config.secagg.mode == "on":
+            self._check_floors()
 
     # -- members ---------------------------------------------------------------------------------------
 
@@ -76,15 +80,39 @@ class Federation:
         """Sites that contribute to a component or statistic."""
         return frozenset(site.name for site in self.sites if owns(name, site.owned))
 
-    def floor(self) -> int:
-        """Fewest contributors with which a slice is opened: max(min_contributors, C + 2)."""
+    @property
+    def slice_names(self) -> tuple[str, ...]:
+        """Names of all slices that the run ever sums, in the order of its phases."""
+        return tuple(dict.fromkeys(name for phase in self.phases for name in phase.uploads()))
+
+    @property
+    def default_floor(self) -> int:
+        """max(min_contributors, C + 2): in an opened sum, no honest site faces only corrupt ones."""
         federation = self.config.federation
         return max(federation.min_contributors, federation.corrupt + 2)
+
+    def floor(self, name: str) -> int:
+        """Fewest contributors with which a slice is opened: what its owners opted for, or the default."""
+        return self.config.secagg.floors.get(name, self.default_floor)
+
+    @property
+    def dp_only(self) -> frozenset[str]:
+        """Slices whose owners opted for a lower floor: differential privacy alone protects their updates."""
+        return frozenset(self.config.secagg.floors) if self.config.secagg.mode == "on" else frozenset()
 
     @property
     def threshold(self) -> int:
         """Shamir threshold t = floor((n + C) / 2) + 1, the least with 2 t > n + C."""
-        return (len(self.sites) + self.config.federation.corrupt) // 2 + 1
+        return default_threshold(len(self.sites), self.config.federation.corrupt)
+
+    @property
+    def min_cohort(self) -> int:
+        """Fewest sites with which a round goes on: the threshold, `secagg.min_cohort`, or what the graph needs."""
+        least = max(self.threshold, self.config.secagg.min_cohort)
+        if self.config.secagg.graph == "complete":
+            return least
+        # A k-regular graph is made for so many drop-outs and no more.
+        return max(least, len(self.sites) - int(self.config.secagg.max_dropout * len(self.sites)))
 
     # -- schedule --------------------------------------------------------------------------------------
 
@@ -119,24 +147,35 @@ class Federation:
         return self.new_model()
 
     def digest(self) -> bytes:
-        """SHA-256 of all that decides the run, the place where it is written excepted."""
-        public = self.config.model_dump(mode="json", exclude={"run_dir", "engine"})
+        """SHA-256 of all that decides the run; where it is written and how it is computed are left out."""
+        aside: dict[str, bool | set[str]] = {"run_dir": True, "engine": True, "secagg": {"threads"}}
+        public = self.config.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(canonical_json(public)).digest()
 
     # -- checks ----------------------------------------------------------------------------------------
 
     def _check_cohort(self) -> None:
-        federation = self.config.federation
-        if self.config.secagg.mode == "on" and len(self.sites) < max(3, self.floor()):
+        corrupt, secagg, count = self.config.federation.corrupt, self.config.secagg, len(self.sites)
+        if secagg.mode == "off":
+            return
+        if count < SMALLEST_COHORT:
             raise ConfigError(
-                f"federation.sites={len(self.sites)} is below the cohort floor of {max(3, self.floor())} "
-                f"(3 sites at least, and corrupt + 2 = {federation.corrupt + 2}); add sites, lower "
-                "federation.corrupt, or compare with secagg=off"
+                f"federation.sites={count}: at least {SMALLEST_COHORT} are needed, because of two each reads the "
+                "other's update off the sum; add sites, or compare with secagg=off"
             )
-        if self.config.secagg.mode == "on" and self.threshold > len(self.sites):
+        if self.threshold > count:
             raise ConfigError(
-                f"federation.corrupt={federation.corrupt} of {len(self.sites)} sites needs a threshold of "
-                f"{self.threshold}, more than there are sites; lower federation.corrupt"
+                f"federation.corrupt={corrupt} of {count} sites needs a threshold of {self.threshold}, more than "
+                "there are sites; lower federation.corrupt"
+            )
+        if secagg.min_cohort > count:
+            raise ConfigError(
+                f"secagg.min_cohort={secagg.min_cohort} can never be met by {count} sites; lower it or add sites"
+            )
+        if secagg.graph == "k_regular" and count <= LARGEST_COMPLETE_ONLY:
+            raise ConfigError(
+                f"secagg.graph=k_regular with {count} sites: up to {LARGEST_COMPLETE_ONLY} the complete graph is "
+                "stronger and fast enough; give secagg.graph=complete"
             )
 
     def _check_delta(self) -> None:
@@ -150,21 +189,39 @@ class Federation:
                     f"give a delta well below {1 / site.declared_n:.2g}"
                 )
 
+    def _check_owners(self) -> None:
+        for name in self.slice_names:
+            if not self.owners(name):
+                needed = " and ".join(sorted(component_modalities(name)))
+                raise ConfigError(
+                    f"federation.ownership={self.config.federation.ownership!r} leaves {name} without a "
+                    f"contributor: no site owns {needed}; give a site that modality, or use a method that "
+                    "does not train it"
+                )
+
     def _check_floors(self) -> None:
-        for phase in self.phases:
-            for name in phase.uploads():
-                owners = self.owners(name)
-                if not owners:
-                    needed = " and ".join(sorted(component_modalities(name)))
-                    raise ConfigError(
-                        f"federation.ownership={self.config.federation.ownership!r} leaves {name} without a "
-                        f"contributor: no site owns {needed}; give a site that modality, or use a method that "
-                        "does not train it"
-                    )
-                if self.config.secagg.mode == "on" and len(owners) < self.floor():
-                    raise ConfigError(
-                        f"federation.ownership={self.config.federation.ownership!r} gives {name} "
-                        f"{len(owners)} contributors, below the floor of {self.floor()} = max(min_contributors, "
-                        f"corrupt + 2) with federation.corrupt={self.config.federation.corrupt}: its sum would show "
-                        "one site's update to a corrupt other; add owners, or accept federation.corrupt=0"
-                    )
+        for name, floor in self.config.secagg.floors.items():
+            if name not in self.slice_names:
+                raise ConfigError(
+                    f"secagg.floors names {name!r}, which this run never sums; known: {', '.join(self.slice_names)}"
+                )
+            if not 1 <= floor < self.default_floor:
+                raise ConfigError(
+                    f"secagg.floors gives {name} the floor {floor}, which is not within 1..{self.default_floor - 1}: "
+                    f"it lowers the default of {self.default_floor}. Leave {name} out of it for that, or raise "
+                    "federation.min_contributors for a higher floor everywhere"
+                )
+        few = {name: len(self.owners(name)) for name in self.slice_names if len(self.owners(name)) < self.floor(name)}
+        if not few:
+            return
+        federation = self.config.federation
+        found = ", ".join(f"{name} {count} contributors (floor of {self.floor(name)})" for name, count in few.items())
+        floors = ",".join(f"{name}:{count}" for name, count in {**self.config.secagg.floors, **few}.items())
+        alone = "; a floor of 1 shows the coordinator that site's own update" if 1 in few.values() else ""
+        raise ConfigError(
+            f"federation.ownership={federation.ownership!r} gives {found}: fewer than the floor, which is "
+            f"max(federation.min_contributors={federation.min_contributors}, corrupt + 2) with "
+            f"federation.corrupt={federation.corrupt} unless owners opted for a lower one, and below it a sum could "
+            "show one site's update to a corrupt other. Add owners; or federation.corrupt=0 if nobody colludes; or, "
+            f"if the owners accept that DP alone protects those updates, '+secagg.floors={{{floors}}}'{alone}"
+        )

@@ -8,28 +8,44 @@ from __future__ import annotations
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.wire import Header
 from secure_fed.identity import Roster
-from secure_fed.secagg import ComponentSpec, SecAggParams, SessionContext, VectorSchema
+from secure_fed.secagg import ComponentSpec, KRegular, SecAggParams, SessionContext, VectorSchema, k_regular
 
 
-def secagg_params(federation: Federation) -> SecAggParams:
-    """Threshold, floors and ring of a run; raises ConfigError where they cannot hold."""
+def secagg_params(federation: Federation, step: int | None = None) -> SecAggParams:
+    """Threshold, floors, graph and ring of a run, or of one step; raises ConfigError where they cannot hold.
+
+    The floors that owners opted for are those of the step's slices, or of all where no step is given.
+    """
     config = federation.config
+    names = federation.dp_only if step is None else {part.name for part in federation.slices_at(step)}
+    lowered = federation.dp_only & names
     return SecAggParams(
         members=len(federation.sites),
         threshold=federation.threshold,
         max_corrupt=config.federation.corrupt,
-        min_cohort=federation.threshold,
+        min_cohort=federation.min_cohort,
         value_bits=config.secagg.value_bits,
         clip=config.secagg.clip,
         min_contributors=config.federation.min_contributors,
+        floors={name: federation.floor(name) for name in sorted(lowered)},
+        dp_only=lowered,
+        graph=_graph(federation),
     )
+
+
+def _graph(federation: Federation) -> KRegular | None:
+    if federation.config.secagg.graph == "complete":
+        return None
+    members = len(federation.sites)
+    dropped = members - federation.min_cohort
+    return k_regular(members, federation.config.federation.corrupt / members, dropped / members)
 
 
 def session_context(federation: Federation, roster: Roster, header: Header) -> SessionContext:
     """What one attempt at one round stands on."""
     specs = tuple(ComponentSpec(part.name, part.size, part.owners) for part in federation.slices_at(header.step))
     return SessionContext(
-        params=secagg_params(federation),
+        params=secagg_params(federation, header.step),
         schema=VectorSchema(specs),
         run=header.run,
         round=header.round,

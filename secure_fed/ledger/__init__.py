@@ -3,7 +3,7 @@
 Neither torch nor flwr is imported in here.
 """
 
-from secure_fed.ledger.chain import read_ledger, spent
+from secure_fed.ledger.chain import Rotation, read_ledger, rotations, signing_keys, spent
 from secure_fed.ledger.ledger import Ledger
 from secure_fed.ledger.record import (
     Body,
@@ -14,6 +14,7 @@ from secure_fed.ledger.record import (
     PlannedPhase,
     Record,
     Refusal,
+    Rekey,
     Reserve,
     Settle,
 )
@@ -30,12 +31,16 @@ __all__ = [
     "PlannedPhase",
     "Record",
     "Refusal",
+    "Rekey",
     "Reserve",
+    "Rotation",
     "Row",
     "Settle",
     "Verdict",
     "read_ledger",
     "render",
+    "rotations",
+    "signing_keys",
     "spent",
     "verify",
 ]

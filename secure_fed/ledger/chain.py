@@ -6,22 +6,54 @@ Nothing here writes. A chain shows any change inside it; records cut off its end
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from secure_fed.accounting import Mechanism, merge
 from secure_fed.errors import LedgerError
+from secure_fed.identity import fingerprint
 from secure_fed.ledger.record import (
     NO_PREVIOUS,
     TIME_FORMAT,
     Genesis,
     Record,
+    Rekey,
     Reserve,
     parse_line,
+    proves_possession,
     signed_by,
 )
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A change of the signing key: `seq` and `time` of its record, and the public keys before and after it (hex)."""
+
+    seq: int
+    time: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        old, new = (fingerprint(bytes.fromhex(key)) for key in (self.old, self.new))
+        return f"key changed in record {self.seq} ({self.time[:10]}): {old} -> {new}"
+
+
+def rotations(records: Sequence[Record]) -> tuple[Rotation, ...]:
+    """Every change of the signing key, in order. The records are a chain that was checked."""
+    keys = signing_keys(records)
+    changes = [record for record in records if isinstance(record.body, Rekey)]
+    return tuple(
+        Rotation(record.seq, record.time, old, new)
+        for record, old, new in zip(changes, keys[:-1], keys[1:], strict=True)
+    )
+
+
+def signing_keys(records: Sequence[Record]) -> tuple[str, ...]:
+    """The public keys (hex) that signed a checked chain, in order; the last one is in force. None in an empty one."""
+    return tuple(record.body.public_key for record in records if isinstance(record.body, Genesis | Rekey))
 
 
 @dataclass(frozen=True)
@@ -50,7 +82,8 @@ class Chain:
 def read_chain(path: Path) -> Chain:
     """Read and check a ledger, up to the first wrong record.
 
-    Signatures are checked against the key that the genesis record names; whose key that is, a roster says.
+    Signatures are checked against the key that the genesis record names and then against those that rekey records
+    hand over to; whose keys these are, a roster says.
     Raises LedgerError only where the file cannot be read.
     """
     try:
@@ -59,9 +92,10 @@ def read_chain(path: Path) -> Chain:
         raise LedgerError(f"The ledger {path} cannot be read: {error.strerror}.") from error
     *lines, tail = data.split(b"\n")
     records: list[Record] = []
+    keys: list[str] = []
     whole = 0
     for line in lines:
-        problem = _append_checked(records, line)
+        problem = _append_checked(records, keys, line)
         if problem:
             return Chain(tuple(records), problem, whole)
         whole += len(line) + 1
@@ -69,7 +103,7 @@ def read_chain(path: Path) -> Chain:
         return Chain(tuple(records), None, whole)
     if not _closed_object(tail):
         return Chain(tuple(records), None, whole, torn=tail)
-    problem = _append_checked(records, tail)
+    problem = _append_checked(records, keys, tail)
     if problem:
         return Chain(tuple(records), problem, whole)
     return Chain(tuple(records), None, whole + len(tail), unended=True)
@@ -87,15 +121,19 @@ def _closed_object(tail: bytes) -> bool:
     return True
 
 
-def _append_checked(records: list[Record], line: bytes) -> str | None:
-    """Append the line's record where it continues the chain; else say what is wrong with it."""
+def _append_checked(records: list[Record], keys: list[str], line: bytes) -> str | None:
+    """Append the line's record where it continues the chain; else say what is wrong with it.
+
+    `keys` are the `signing_keys` of the records, kept beside them.
+    """
     try:
         record = parse_line(line)
     except LedgerError as error:
         return str(error)
-    problem = _link_problem(records, record) or _signature_problem(records, record)
+    problem = _link_problem(records, record) or _signature_problem(keys, record) or _rekey_problem(keys, record)
     if problem is None:
         records.append(record)
+        keys += signing_keys([record])
     return problem
 
 
@@ -125,12 +163,23 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _signature_problem(records: list[Record], record: Record) -> str | None:
-    first = (records[0] if records else record).body
-    assert isinstance(first, Genesis)  # noqa: S101 - _link_problem refused any other first record
-    if signed_by(record, bytes.fromhex(first.public_key)):
+def _signature_problem(keys: list[str], record: Record) -> str | None:
+    *replaced, current = keys or signing_keys([record])  # _link_problem lets nothing but a genesis record begin
+    if signed_by(record, bytes.fromhex(current)):
         return None
+    if any(signed_by(record, bytes.fromhex(key)) for key in replaced):
+        return f"is signed by a key that {record.site} had replaced before"
     return f"is not signed by the key of {record.site}"
+
+
+def _rekey_problem(keys: list[str], record: Record) -> str | None:
+    if not isinstance(record.body, Rekey):
+        return None
+    if record.body.public_key in keys:
+        return "hands over to a key that this ledger had before: a replaced key never comes back"
+    if not proves_possession(record, keys[-1]):
+        return "hands over to a key whose holder did not sign for it, at this place of this ledger"
+    return None
 
 
 def read_ledger(path: Path) -> list[Record]:

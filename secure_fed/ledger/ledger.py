@@ -17,9 +17,19 @@ from types import TracebackType
 from secure_fed.accounting import Mechanism
 from secure_fed.errors import LedgerError
 from secure_fed.files import sync_folder
-from secure_fed.identity import SigningKey
-from secure_fed.ledger.chain import read_chain, spent
-from secure_fed.ledger.record import NO_PREVIOUS, TIME_FORMAT, Body, Genesis, Note, Record, make_record
+from secure_fed.identity import SigningKey, fingerprint
+from secure_fed.ledger.chain import read_chain, signing_keys, spent
+from secure_fed.ledger.record import (
+    NO_PREVIOUS,
+    TIME_FORMAT,
+    Body,
+    Genesis,
+    Note,
+    Record,
+    Rekey,
+    make_record,
+    make_rekey,
+)
 
 # A clock set back by less (leap smearing, NTP) is waited out by repeating the last time; more needs a person.
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -70,8 +80,8 @@ class Ledger:
     def open(cls, path: Path, site: str, key: SigningKey) -> Ledger:
         """Open an existing ledger, verify all of it, and repair a torn last line (a note record says so).
 
-        Raises LedgerError naming the first wrong record, where the ledger is another site's or key's, or
-        where another process has it open.
+        Raises LedgerError naming the first wrong record, where the ledger is another site's or goes by another
+        key, or where another process has it open.
         """
         ledger = cls(path, site, key, _open_locked(path, 0))
         try:
@@ -83,31 +93,44 @@ class Ledger:
 
     @classmethod
     def open_or_create(cls, path: Path, site: str, key: SigningKey, genesis: Genesis) -> Ledger:
-        """Open the ledger, or begin it where there is none yet: no file, or only what a crash left of its birth."""
-        if path.exists():
-            chain = read_chain(path)
-            if chain.records or chain.problem is not None:
-                return cls.open(path, site, key)
+        """Open the ledger, or begin it where there is none yet."""
+        if cls.is_begun(path):
+            return cls.open(path, site, key)
         return cls.create(path, site, key, genesis)
+
+    @staticmethod
+    def is_begun(path: Path) -> bool:
+        """Whether there is a ledger, good or bad: not where no file is, nor only what a crash left of its birth."""
+        if not path.exists():
+            return False
+        chain = read_chain(path)
+        return bool(chain.records) or chain.problem is not None
 
     def append(self, body: Body) -> Record:
         """Sign, write and sync one record; when this returns it survives a power cut.
 
         Raises LedgerError where the disk refuses it (nothing is added, nothing may be released on it), where
-        the ledger is closed, or where the clock went backwards.
+        the ledger is closed, where the clock went backwards, or for a change of the key, which `rekey` writes.
+        """
+        if isinstance(body, Rekey):
+            raise LedgerError(f"The ledger {self._path}: only `rekey` changes its key; it holds the new one.")
+        with self._guard:
+            return self._append(body)
+
+    def rekey(self, successor: SigningKey) -> Record:
+        """Hand over to another key: it signs from the next record on. Durable as `append`.
+
+        `successor` is on disk already: when this returns, nothing else can continue the ledger. Raises LedgerError
+        as `append`, and for a key that this ledger had before.
         """
         with self._guard:
-            handle = self._file()
-            record = make_record(
-                body,
-                seq=len(self._records),
-                time=self._now(),
-                site=self._site,
-                prev=self._records[-1].hash if self._records else NO_PREVIOUS,
-                key=self._key,
-            )
-            self._write(handle, record.line() + b"\n")
-            self._records.append(record)
+            self._file()
+            keys = signing_keys(self._records)
+            if successor.public_bytes.hex() in keys:
+                raise LedgerError(f"The ledger {self._path} had the key {successor!r} before: make a fresh one.")
+            prev = self._records[-1].hash
+            record = self._append(make_rekey(site=self._site, old_key=keys[-1], prev=prev, successor=successor))
+            self._key = successor
             return record
 
     @property
@@ -148,6 +171,20 @@ class Ledger:
     ) -> None:
         self.close()
 
+    def _append(self, body: Body) -> Record:
+        handle = self._file()
+        record = make_record(
+            body,
+            seq=len(self._records),
+            time=self._now(),
+            site=self._site,
+            prev=self._records[-1].hash if self._records else NO_PREVIOUS,
+            key=self._key,
+        )
+        self._write(handle, record.line() + b"\n")
+        self._records.append(record)
+        return record
+
     def _load(self) -> None:
         chain = read_chain(self._path)
         if chain.problem is not None:
@@ -160,9 +197,15 @@ class Ledger:
         first = chain.records[0]
         if first.site != self._site:
             raise LedgerError(f"The ledger {self._path} belongs to {first.site!r}, not to {self._site!r}.")
-        if bytes.fromhex(chain.genesis.public_key) != self._key.public_bytes:
-            raise LedgerError(f"The ledger {self._path} was begun with another key than {self._key!r}.")
+        *replaced, current = signing_keys(chain.records)
+        if current != self._key.public_bytes.hex():
+            known = "which it replaced" if self._key.public_bytes.hex() in replaced else "which it never had"
+            raise LedgerError(
+                f"The ledger {self._path} goes by another key, {fingerprint(bytes.fromhex(current))}, than "
+                f"{self._key!r}, {known}: put that key back."
+            )
         self._records = list(chain.records)
+        os.fsync(self._file())  # a crash may have come between a record's write and its sync; now it counts
         if chain.unended:
             self._write(self._file(), b"\n")
         if chain.torn:

@@ -24,6 +24,7 @@ from secure_fed.accounting import Mechanism, Relation
 from secure_fed.errors import AccountingError, ConfigError, LedgerError
 from secure_fed.identity import (
     KeyHex,
+    SignatureHex,
     SigningKey,
     canonical_json,
     describe,
@@ -33,6 +34,7 @@ from secure_fed.identity import (
 
 SCHEMA = "secure_fed.ledger/1"
 DOMAIN = "ledger/1"
+REKEY_DOMAIN = "rekey/1"
 NO_PREVIOUS = "0" * 64
 _FIELDS = frozenset(("schema", "seq", "time", "site", "kind", "body", "prev", "hash", "signature"))
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
@@ -164,6 +166,13 @@ class Note(Body):
     text: Annotated[str, Field(max_length=1000)]
 
 
+class Rekey(Body):
+    """The site goes on with another key, which signs every record after this one; the old key signs this one."""
+
+    public_key: KeyHex
+    possession: SignatureHex  # by the new key, over `rekey_statement`: nobody adopts a key that is not its own
+
+
 BODIES: dict[str, type[Body]] = {
     "genesis": Genesis,
     "plan": Plan,
@@ -172,6 +181,7 @@ BODIES: dict[str, type[Body]] = {
     "off": Off,
     "refusal": Refusal,
     "note": Note,
+    "rekey": Rekey,
 }
 KIND_OF = {body: kind for kind, body in BODIES.items()}
 
@@ -214,6 +224,27 @@ def make_record(body: Body, *, seq: int, time: str, site: str, prev: str, key: S
     digest = hashlib.sha256(canonical_json(_content(seq, time, site, body, prev)))
     signature = key.sign(domain_separated(DOMAIN, digest.digest())).hex()
     return Record(seq, time, site, KIND_OF[type(body)], body, prev, digest.hexdigest(), signature)
+
+
+def make_rekey(*, site: str, old_key: str, prev: str, successor: SigningKey) -> Rekey:
+    """The body with which `successor` takes over from `old_key` (hex) behind the record whose hash is `prev`."""
+    new_key = successor.public_bytes.hex()
+    proof = successor.sign(rekey_statement(site=site, old_key=old_key, new_key=new_key, prev=prev))
+    return Rekey(public_key=new_key, possession=proof.hex())
+
+
+def rekey_statement(*, site: str, old_key: str, new_key: str, prev: str) -> bytes:
+    """What the new key signs: that it follows the old one, for this site, at this place of this ledger."""
+    content = {"site": site, "old_key": old_key, "new_key": new_key, "prev": prev}
+    return domain_separated(REKEY_DOMAIN, canonical_json(content))
+
+
+def proves_possession(record: Record, old_key: str) -> bool:
+    """Whether the new key of a rekey record that follows `old_key` (hex) has signed for it."""
+    body = record.body
+    assert isinstance(body, Rekey)  # noqa: S101 - the caller looks at the kind
+    statement = rekey_statement(site=record.site, old_key=old_key, new_key=body.public_key, prev=record.prev)
+    return verify_signature(bytes.fromhex(body.public_key), statement, bytes.fromhex(body.possession))
 
 
 def parse_line(line: bytes) -> Record:

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from secure_fed.identity import fingerprint
+from secure_fed.ledger.chain import Rotation
+
 TAIL = "unanchored: records cut off a ledger's end are not noticed"
 
 
@@ -28,6 +31,7 @@ class Row:
     relation: str | None = None
     epsilon_by_run: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    rotations: tuple[Rotation, ...] = ()
     problem: str | None = None  # without the site's name
 
 
@@ -88,7 +92,17 @@ def _row_json(row: Row) -> dict[str, object]:
         "unit": row.unit,
         "relation": row.relation,
         "flags": list(row.flags),
+        "rotations": [_rotation_json(rotation) for rotation in row.rotations],
         "problem": row.problem,
+    }
+
+
+def _rotation_json(rotation: Rotation) -> dict[str, object]:
+    return {
+        "record": rotation.seq,
+        "time": rotation.time,
+        "from": fingerprint(bytes.fromhex(rotation.old)),
+        "to": fingerprint(bytes.fromhex(rotation.new)),
     }
 
 
@@ -109,6 +123,7 @@ def render(verdict: Verdict, console: Console) -> None:
     for row in verdict.rows:
         remarks = [f"[bold red]{escape(row.problem)}[/]"] if row.problem else []
         remarks += [f"[yellow]{escape(flag)}[/]" for flag in row.flags if flag not in shared_flags]
+        remarks += map(str, row.rotations)
         table.add_row(
             escape(row.site),
             str(row.records),

@@ -14,8 +14,8 @@ from typing import Any
 
 from secure_fed.accounting import epsilon
 from secure_fed.errors import ConfigError, LedgerError
-from secure_fed.identity import Roster
-from secure_fed.ledger.chain import Chain, read_chain, spent
+from secure_fed.identity import Roster, fingerprint
+from secure_fed.ledger.chain import Chain, read_chain, rotations, signing_keys, spent
 from secure_fed.ledger.checks import (
     Contradictions,
     agrees,
@@ -43,8 +43,8 @@ class _Examined:
 def verify(paths: Sequence[Path], roster: Path | None = None) -> Verdict:
     """Check and recompute every ledger under `paths`: run folders, site homes or ledger files.
 
-    Signatures are checked against `roster` where given, else against the run's own roster, else against the
-    key that the ledger names itself; `Verdict.roster` says which. Raises ConfigError where a path holds no
+    Keys are compared with `roster` where given, else with the run's own roster, else with nothing but what the
+    ledger itself says; `Verdict.roster` says which. Raises ConfigError where a path holds no
     ledger or the given roster cannot be read.
     """
     given = Roster.load(roster) if roster is not None else None
@@ -105,34 +105,54 @@ def _examine(path: Path, folder: str, roster: Roster | None, *, site: str | None
         chain = read_chain(path)
     except LedgerError as error:  # its text names the path, which a verdict does not carry
         reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "unreadable"
-        problem = f"record 0 cannot be read: {reason}"
-        return _Examined(Row(folder, 0, problem=problem), Chain((), problem, 0))
+        unread = f"record 0 cannot be read: {reason}"
+        return _Examined(Row(folder, 0, problem=unread), Chain((), unread, 0))
     records = chain.records
-    row = Row(site or (records[0].site if records else folder), len(records))
+    row = Row(site or (records[0].site if records else folder), len(records), rotations=rotations(records))
     if not records:
-        problem = f"record 0 {chain.problem or 'is missing: the ledger holds no whole record'}"
-        return _Examined(replace(row, problem=problem), chain)
-    stranger = _stranger(records[0], chain.genesis, roster, site)
-    if stranger is not None or chain.problem is not None:
-        problem = f"record 0 {stranger}" if stranger else f"record {len(records)} {chain.problem}"
+        found = f"record 0 {chain.problem or 'is missing: the ledger holds no whole record'}"
+        return _Examined(replace(row, problem=found), chain)
+    broken = f"record {len(records)} {chain.problem}" if chain.problem is not None else None
+    problem = _stranger(records[0], roster, site) or broken or _against_roster(chain, roster)
+    if problem is not None:
         return _Examined(replace(row, problem=problem), chain)
     return _Examined(_recompute(row.site, chain, chain.genesis), chain)
 
 
-def _stranger(first: Record, genesis: Genesis, roster: Roster | None, site: str | None) -> str | None:
-    """Why a ledger's first record is not by the site that it should be by."""
+def _stranger(first: Record, roster: Roster | None, site: str | None) -> str | None:
+    """Why a ledger's first record is not by a site that it should be by."""
     if site is not None and first.site != site:
-        return f"is by {first.site}: this is another site's ledger"
+        return f"record 0 is by {first.site}: this is another site's ledger"
+    if roster is not None and first.site not in roster.members:
+        return f"record 0 is by {first.site}, a site that the roster does not know"
+    return None
+
+
+def _against_roster(chain: Chain, roster: Roster | None) -> str | None:
+    """Where a whole ledger's present key or its n is not what the roster says of the site."""
     if roster is None:
         return None
-    member = roster.members.get(first.site)
-    if member is None:
-        return f"is by {first.site}, a site that the roster does not know"
-    if genesis.public_key != member.public_key:
-        return "names another public key than the roster"
-    if member.declared_n not in (None, genesis.declared_n):
-        return f"declares n={genesis.declared_n}, the roster {member.declared_n}"
+    member = roster.members[chain.records[0].site]
+    *replaced, current = signing_keys(chain.records)
+    named = 0 if not replaced else rotations(chain.records)[-1].seq
+    if member.public_key in replaced:
+        return (
+            f"record {named} hands over to the key {_finger(current)}, but roster version {roster.version} still "
+            f"names {_finger(member.public_key)}, which this ledger replaced: the consortium has to confirm the new "
+            "key with the site and publish a roster of a higher version"
+        )
+    if member.public_key != current:
+        return (
+            f"record {named} names another public key than the roster: {_finger(current)}, where roster version "
+            f"{roster.version} has {_finger(member.public_key)}: a stranger's ledger, or one from before a rotation"
+        )
+    if member.declared_n not in (None, chain.genesis.declared_n):
+        return f"record 0 declares n={chain.genesis.declared_n}, the roster {member.declared_n}"
     return None
+
+
+def _finger(key: str) -> str:
+    return fingerprint(bytes.fromhex(key))
 
 
 def _recompute(name: str, chain: Chain, genesis: Genesis) -> Row:
@@ -157,6 +177,7 @@ def _recompute(name: str, chain: Chain, genesis: Genesis) -> Row:
         relation=genesis.relation,
         epsilon_by_run={run: total_epsilon(records, genesis, run) for run in runs},
         flags=weaknesses(records, genesis, bool(chain.torn)),
+        rotations=rotations(records),
         problem=problem,
     )
 
@@ -207,19 +228,22 @@ def _is_number(value: Any) -> bool:
 
 
 def _forks(examined: Sequence[_Examined]) -> list[str]:
-    """Two ledgers under one key that part ways: its holder shows different books to different people."""
+    """Two ledgers under one key that part ways: its holder shows different books to different people.
+
+    Any key counts that signed records of both, first or later.
+    """
     problems = []
-    books: dict[str, tuple[str, tuple[Record, ...]]] = {}
+    books: dict[str, _Examined] = {}
     for item in examined:
-        if not item.chain.records:
-            continue
-        site, records = item.row.site, item.chain.records
-        key = item.chain.genesis.public_key
-        if key in books:
-            other, seen = books[key]
-            parts = next((a.seq for a, b in zip(records, seen, strict=False) if a.hash != b.hash), None)
+        keys = signing_keys(item.chain.records)
+        for earlier in {id(books[key]): books[key] for key in keys if key in books}.values():
+            pairs = zip(item.chain.records, earlier.chain.records, strict=False)
+            parts = next((a.seq for a, b in pairs if a.hash != b.hash), None)
             if parts is not None:
-                problems.append(f"{site}: record {parts} differs between two ledgers under one key (also {other})")
-        else:
-            books[key] = (site, records)
+                problems.append(
+                    f"{item.row.site}: record {parts} differs between two ledgers under one key "
+                    f"(also {earlier.row.site})"
+                )
+        for key in keys:
+            books.setdefault(key, item)
     return problems

@@ -18,6 +18,7 @@ from secure_fed.data.records import Schema
 from secure_fed.errors import ConfigError
 from secure_fed.methods.base import FloatArray, Pair, Phase, StatisticPhase, translator_name
 from secure_fed.methods.config import MethodConfig
+from secure_fed.methods.exact_linalg import project_psd, solve_positive_definite, trace
 from secure_fed.methods.fin import TranslatorImputation
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
@@ -27,12 +28,13 @@ from secure_fed.models.multimodal import MultimodalModel
 class RidgeConfig(MethodConfig):
     """Options of ridge.
 
-    `penalty` is relative to the mean eigenvalue of the (noised, projected) Gram matrix. `bound` is the L2 norm
-    that a record's statistic is clipped to: it is the sensitivity of the release.
+    `penalty` is relative to the mean eigenvalue of the (noised, projected) Gram matrix; its smallest value keeps
+    the sum of both positive definite whatever is rounded off. `bound` is the L2 norm that a record's statistic is
+    clipped to: it is the sensitivity of the release.
     """
 
     name: Literal["ridge"]
-    penalty: float = Field(gt=0)
+    penalty: float = Field(ge=1e-9)
     bound: float = Field(gt=0)
 
 
@@ -106,16 +108,11 @@ def unpack_moments(packed: FloatArray) -> FloatArray:
     return matrix + np.triu(matrix, 1).T
 
 
-def project_psd(matrix: FloatArray) -> FloatArray:
-    """Nearest positive semidefinite matrix in Frobenius norm; the noise makes eigenvalues negative."""
-    values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.clip(values, 0.0, None)) @ vectors.T)
-
-
 def solve_translators(model: MultimodalModel, packed: FloatArray, pair: Pair, penalty: float) -> None:
     """Set both linear translators of a pair from the noised moments: W = (X^T X + lambda I)^-1 X^T Y.
 
-    The whole moment matrix is projected onto the PSD cone first: private ridge diverges without.
+    The whole moment matrix is projected onto the PSD cone first: private ridge diverges without. The bits are the
+    same on every machine (exact_linalg): each site solves again what the server has solved.
     """
     matrix = project_psd(unpack_moments(packed))
     width = (len(matrix) - 1) // 2
@@ -123,7 +120,7 @@ def solve_translators(model: MultimodalModel, packed: FloatArray, pair: Pair, pe
     for source, target in (pair, pair[::-1]):
         inputs = np.concatenate([[0], blocks[source]])
         gram = matrix[np.ix_(inputs, inputs)]
-        ridge = penalty * max(float(np.trace(gram)) / len(gram), 1e-12) * np.eye(len(gram))
-        weights = np.linalg.solve(gram + ridge, matrix[np.ix_(inputs, blocks[target])])
+        ridge = penalty * max(trace(gram) / len(gram), 1e-12) * np.eye(len(gram))
+        weights = solve_positive_definite(gram + ridge, matrix[np.ix_(inputs, blocks[target])])
         flat = np.concatenate([weights[1:].T.ravel(), weights[0]]).astype(np.float32)
         model.set_component(translator_name((source, target)), flat)

@@ -26,6 +26,7 @@ from secure_fed.models.config import (
     ResNetConfig,
     SmallCnnConfig,
 )
+from secure_fed.models.digest import parameters_digest
 from secure_fed.models.encoders import Encoder, NgramEncoder, TabularEncoder
 from secure_fed.models.filterbank import FilterbankEncoder
 from secure_fed.models.translators import Translator, build_translator
@@ -103,13 +104,8 @@ class MultimodalModel(nn.Module):
                 parameter.copy_(part.view_as(parameter))
 
     def digest(self) -> bytes:
-        """SHA-256 over (name, shape, float32 little-endian bytes) of all parameters, sorted by name."""
-        state = hashlib.sha256()
-        for name, parameter in sorted(self.named_parameters()):
-            values = parameter.detach().to(torch.float32).numpy().astype("<f4")
-            header = f"{name}:{','.join(map(str, values.shape))}:".encode()
-            state.update(len(header).to_bytes(4, "big") + header + values.tobytes())
-        return state.digest()
+        """The `parameters_digest` of all components, 32 bytes."""
+        return parameters_digest({name: self.get_component(name) for name in self._components})
 
     def prepare(self, records: Records) -> Batch:
         """All records as tensors, through each encoder's public, parameter-free `prepare`."""

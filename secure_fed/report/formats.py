@@ -59,6 +59,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def pair(first: float | None, second: float | None) -> str:
+    """Two figures that belong together, `3.1, 4.6`; a dash for one that is not known."""
+    return ", ".join(NOTHING if value is None else f"{value:.3g}" for value in (first, second))
+
+
 def plural(value: int, noun: str) -> str:
     """`1 site`, `2 sites`."""
     return f"{count(value)} {noun}" + ("" if value == 1 else "s")
@@ -81,6 +86,18 @@ def ranges(names: Sequence[str], *, limit: int = 10_000) -> str:
             groups.append([name])
     text = ", ".join(f"{g[0]}–{g[-1]}" if len(g) > 2 else ", ".join(g) for g in groups)
     return text if len(text) <= limit else plural(len(names), "site")
+
+
+def spans(numbers: Sequence[int], *, limit: int = 40) -> str:
+    """Ascending whole numbers, runs of them shortened: `3, 5–9`; above `limit` characters nothing but how many."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+    return text if len(text) <= limit else f"{count(len(numbers))} of them"
 
 
 def _follows(first: str, second: str) -> bool:

@@ -40,6 +40,8 @@ def write_model_card(run: Path) -> Path:
             assumptions=wording.assumptions(folder, budget),
             budget=budget,
             training=_training(folder),
+            graph=wording.graph(folder.summary),
+            protection=wording.protection,
         )
     )
     return write_whole(run / "model_card.md", text)

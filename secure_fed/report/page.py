@@ -73,7 +73,7 @@ def render(run: RunFolder, budget: Budget) -> str:
             tiles=tiles(summary, run.steps),
             figures=_figures(run, budget),
             members=_members(run, budget),
-            components=component_rows(run.steps, summary),
+            components=_components(summary, run.steps),
             labels=_labels(summary),
             budget=budget,
             masked=_masked(summary, run.steps),
@@ -210,6 +210,39 @@ def _members(run: RunFolder, budget: Budget) -> list[_Member]:
     return rows
 
 
+@dataclass(frozen=True)
+class _Component:
+    name: str
+    parameters: str
+    owners: str
+    floor: str
+    protection: str
+    trained: int
+    kept: int
+    kept_rounds: str
+
+
+def _components(summary: Summary, rows: Sequence[Step]) -> list[_Component]:
+    """What sites upload and the server opens as sums: components of the model, then statistics."""
+    found = []
+    for row in component_rows(rows, summary):
+        facts = summary.summed.get(row.name)
+        below = [step.round + 1 for step, (_, kept) in zip(rows, row.timeline, strict=True) if kept]
+        found.append(
+            _Component(
+                name=row.name,
+                parameters=formats.count(facts.parameters) if facts else formats.NOTHING,
+                owners=formats.ranges(facts.owners if facts else sorted(row.owned)),
+                floor=formats.NOTHING if facts is None or facts.floor is None else formats.count(facts.floor),
+                protection=wording.protection(summary, row.name),
+                trained=row.trained,
+                kept=row.kept,
+                kept_rounds=formats.spans(below),
+            )
+        )
+    return found
+
+
 def _labels(summary: Summary) -> list[tuple[str, float | None]]:
     """Labels, best AUROC first; those without one last."""
     return sorted(summary.auroc_per_label.items(), key=lambda item: -1.0 if item[1] is None else -item[1])
@@ -219,23 +252,31 @@ def _masked(summary: Summary, rows: Sequence[Step]) -> list[tuple[str, str]]:
     """Facts of the secure aggregation."""
     facts = summary.secagg
     up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
-    traffic = [("Sent by sites, received by sites", f"{formats.size(up)}, {formats.size(down)}")]
+    given = [
+        ("Sent by sites, received by sites", f"{formats.size(up)}, {formats.size(down)}"),
+        ("Bytes a parameter, up and down", formats.pair(facts.bytes_up_per_parameter, facts.bytes_down_per_parameter)),
+        ("Server step", summary.server_step),
+    ]
     if facts.mode == "off":
-        return [("Mode", "off: updates travelled in the clear"), *traffic]
+        return [("Mode", "off: updates travelled in the clear"), *given]
     dropped = sum(row.participants - row.survivors for row in rows)
     kept = sum(len(row.kept) for row in rows)
     smallest = wording.fewest_in_a_sum(rows)
-    given = [
+    masked = [
         ("Mode", "on: double masking, Shamir shares, one self-mask per component"),
-        ("Shamir threshold", formats.plural(facts.threshold, "site") if facts.threshold else None),
+        ("Who masks with whom", wording.graph(summary)),
+        ("Threshold", formats.plural(facts.threshold, "site") if facts.threshold else None),
+        ("Fewest sites with which a round goes on", str(facts.min_cohort) if facts.min_cohort else None),
         ("Corrupt sites tolerated (C)", str(facts.corrupt) if facts.corrupt is not None else None),
-        ("Bits of a value in the ring", str(facts.value_bits) if facts.value_bits is not None else None),
+        ("Bits of a value in the ring, on the wire", formats.pair(facts.value_bits, facts.wire_bits)),
+        ("Components that DP alone protects", formats.listed(list(summary.dp_only)) or "none"),
         ("Fewest contributors in an opened sum", str(smallest) if smallest is not None else None),
         ("Drop-outs over all rounds", formats.count(dropped)),
         ("Components kept for want of contributors", formats.plural(kept, "time")),
         ("Rounds burned, charged again", f"{summary.rounds_burned}, {summary.rounds_charged_again}"),
+        ("Cautions", "; ".join(facts.cautions) or None),
     ]
-    return [(name, value) for name, value in given if value is not None] + traffic
+    return [(name, value) for name, value in masked if value is not None] + given
 
 
 @cache

@@ -35,11 +35,17 @@ class MemberFacts(_FromFile):
 
 
 class ComponentFacts(_FromFile):
-    """One part of the model: its parameters, the sites that train it, and the fewest that open its sum."""
+    """One part of the model or one statistic: its parameters, the sites that upload it, the fewest that open its sum.
+
+    `floor` is None where no masked sum of it is made. `dp_only`: its owners opted for a lower floor. `kept`: rounds in
+    which it stayed masked, because too few owners survived.
+    """
 
     parameters: int
     owners: tuple[str, ...]
-    floor: int | None = None
+    floor: int | None
+    dp_only: bool
+    kept: int
 
 
 class HoldoutFacts(_FromFile):
@@ -60,13 +66,27 @@ class MaskedRound(_FromFile):
     bytes_down: int
 
 
+class GraphFacts(_FromFile):
+    """Who masks with whom; of a k-regular graph also how many neighbours, and how many shares open a secret."""
+
+    name: Literal["complete", "k_regular"]
+    degree: int | None = None
+    threshold: int | None = None
+
+
 class SecAggFacts(_FromFile):
     """The masked sum's parameters and its rounds; `mode` is "off" where updates travelled in the clear."""
 
     mode: Literal["on", "off"]
     threshold: int | None = None
     corrupt: int | None = None
+    min_cohort: int | None = None
+    graph: GraphFacts | None = None
     value_bits: int | None = None
+    wire_bits: int | None = None
+    cautions: tuple[str, ...] = ()
+    bytes_up_per_parameter: float | None
+    bytes_down_per_parameter: float | None
     rounds: tuple[MaskedRound, ...] = ()
 
 
@@ -101,6 +121,8 @@ class Summary(_FromFile):
     sites: int
     members: dict[str, MemberFacts]
     components: dict[str, ComponentFacts]
+    statistics: dict[str, ComponentFacts]
+    server_step: Literal["verified", "unverified"]
     engine: str
     wall_s: float
     insecure_reproducible: bool
@@ -108,6 +130,17 @@ class Summary(_FromFile):
     secagg: SecAggFacts
     data_notes: dict[str, JsonValue]
     versions: dict[str, str]
+
+    @property
+    def summed(self) -> dict[str, ComponentFacts]:
+        """All that sites upload and the server opens as sums: components, then statistics."""
+        return {**self.components, **self.statistics}
+
+    @property
+    def dp_only(self) -> dict[str, int]:
+        """Name -> floor of what differential privacy alone protects, as its owners opted for."""
+        found = {name: facts.floor for name, facts in self.summed.items() if facts.dp_only}
+        return {name: floor for name, floor in found.items() if floor is not None}
 
 
 class Step(_FromFile):

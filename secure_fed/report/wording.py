@@ -17,31 +17,52 @@ from secure_fed.report.run_folder import RunFolder, Step, Summary
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that stands on top of every output. `danger` voids a guarantee, `notice` qualifies one."""
+    """Something that stands on top of every output. `danger` voids a guarantee, `notice` qualifies one.
+
+    `covers`: a warning of the run's writer that contains this, in small letters, says the same and is left out.
+    """
 
     level: Literal["danger", "notice"]
     title: str
     text: str
+    covers: str = ""
 
 
-# What a writer's own warning must mention to stand in for the warning given here.
 _PRIVACY_OFF = Notice(
     "danger",
     "Privacy is off",
     "privacy=off: updates were trained without clipping and without noise. This run gives no "
     "differential privacy; it is for comparison only, on data that may be public.",
+    "privacy=off",
 )
 _REPRODUCIBLE = Notice(
     "danger",
     "Insecure and reproducible",
     "insecure_reproducible=true: noise, sampling and rounding came from the seed. Whoever knows the seed "
     "can remove them, so no privacy figure of this run protects anybody.",
+    "insecure_reproducible",
 )
 _SECAGG_OFF = Notice(
     "danger",
     "Secure aggregation is off",
     "secagg=off: the coordinator received every site's own update. Only each site's differential "
     "privacy, where it is on, stands between the coordinator and the records.",
+    "secagg=off",
+)
+_SEMI_MALICIOUS = Notice(
+    "notice",
+    "Semi-malicious server only",
+    "secagg.graph=k_regular: each site masked with some of the others only, chosen at random. That holds against a "
+    "server that hands on the keys as it got them, whatever it does afterwards; one that tries out lists of keys until "
+    "the graph suits it is not covered.",
+    "k-regular graph",
+)
+_UNVERIFIED = Notice(
+    "notice",
+    "Server step: unverified",
+    "No site could recompute the server's step: nothing ties the model that sites were sent after a round to the "
+    "sums of their updates.",
+    "server_step: unverified",
 )
 _NO_LIFETIME = Notice(
     "notice",
@@ -64,7 +85,39 @@ def standing_warnings(summary: Summary) -> tuple[Notice, ...]:
     if summary.status != "finished":
         text = f"The run's status is {summary.status}: the figures are those of an unfinished model."
         found.append(Notice("danger", "Not finished", text))
-    return (*found, *_written(summary.warnings))
+    found += _dp_only(summary)
+    if _k_regular(summary):
+        found.append(_SEMI_MALICIOUS)
+    if summary.server_step == "unverified":
+        found.append(_UNVERIFIED)
+    return (*found, *_written(summary.warnings, found))
+
+
+def _dp_only(summary: Summary) -> list[Notice]:
+    """Components with a lower floor; those whose sum may be one site's own update come first."""
+    alone = [name for name, floor in summary.dp_only.items() if floor == 1]
+    few = {name: floor for name, floor in summary.dp_only.items() if floor > 1}
+    guard = "nothing protects" if void(summary) else "differential privacy alone protects"
+    found = []
+    if alone:
+        text = (
+            f"The floor of {formats.listed(alone)} is 1: a sum is opened even where a single site contributed, and the "
+            "coordinator then sees that one site's own update, unmasked. The owners opted for this; "
+            f"{guard} that update."
+        )
+        found.append(Notice("danger", "DP only, and a single site's update can be seen", text, "floor 1"))
+    if few:
+        names = formats.listed([f"{name} (floor {floor})" for name, floor in few.items()])
+        text = (
+            f"The owners of {names} opted for a floor at which corrupt contributors, together with the coordinator, "
+            f"can subtract themselves from a sum. Against them {guard} what is left of it."
+        )
+        found.append(Notice("notice", "DP only", text, "dp only"))
+    return found
+
+
+def _k_regular(summary: Summary) -> bool:
+    return summary.secagg.graph is not None and summary.secagg.graph.name == "k_regular"
 
 
 def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
@@ -98,13 +151,13 @@ def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
     return tuple(found)
 
 
-def _written(texts: Iterable[str]) -> list[Notice]:
-    """The writer's warnings, without those that say what a standing one says at greater length."""
-    markers = ("privacy=off", "insecure_reproducible", "secagg=off", "no lifetime claim", "charged again")
+def _written(texts: Iterable[str], found: Sequence[Notice]) -> list[Notice]:
+    """The writer's warnings, without those that say what one of `found` says at greater length."""
+    covered = [notice.covers for notice in found if notice.covers]
     return [
         Notice("notice", "Note", text)
         for text in dict.fromkeys(texts)
-        if not any(marker in text.lower() for marker in markers)
+        if not any(marker in text.lower() for marker in covered)
     ]
 
 
@@ -179,13 +232,24 @@ def _aggregation(summary: Summary, rows: Sequence[Step]) -> str:
         if least >= summary.sites
         else f"at least {least} of {summary.sites} sites stayed to the end of every round"
     )
+    if smallest == 1:
+        opened = [sites for row in rows for sites in opened_sums(row)]
+        alone = sum(len(sites) == 1 for sites in opened)
+        return (
+            f"Of {formats.plural(len(opened), 'sum')} that the coordinator opened, {formats.count(alone)} had a single "
+            f"contributor, and with it that site's own update; {lost}."
+        )
     return f"The coordinator saw only masked sums, each over {smallest} sites or more; {lost}."
 
 
 def fewest_in_a_sum(rows: Iterable[Step]) -> int | None:
     """Contributors of the smallest component sum that was opened; None where none was."""
-    opened = [len(sites) for row in rows for name, sites in row.contributors.items() if name not in row.kept and sites]
-    return min(opened, default=None)
+    return min((len(sites) for row in rows for sites in opened_sums(row)), default=None)
+
+
+def opened_sums(row: Step) -> list[tuple[str, ...]]:
+    """The contributors of each sum that was opened in a round."""
+    return [sites for name, sites in row.contributors.items() if name not in row.kept and sites]
 
 
 def void(summary: Summary) -> str | None:
@@ -237,7 +301,6 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
     source = {(): "a source that the ledgers do not name", ("os",): "the operating system's generator"}.get(
         rngs, "the run's seed, at least in part: whoever knows it can repeat them"
     )
-    masked = summary.secagg.mode == "on"
     unit = (
         f"One {summary.unit}. A patient with k {summary.unit}s is covered by the same bound only up to "
         "group privacy, which is much weaker."
@@ -265,15 +328,9 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         everything = []
     return [
         *everything,
-        (
-            "What the coordinator sees",
-            (
-                "The sum of the contributors' updates per component, who took part and who dropped out, "
-                "message sizes and times. Not one site's update."
-                if masked
-                else "Every site's own update, who took part, message sizes and times."
-            ),
-        ),
+        ("What the coordinator sees", _seen(summary)),
+        *_masks(summary),
+        ("Server step", _server_step(summary)),
         ("What is released", "The model after every round, to the coordinator and to every site."),
         (
             "Not charged",
@@ -291,3 +348,58 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
             "what the labels themselves reveal about people outside the data.",
         ),
     ]
+
+
+def graph(summary: Summary) -> str | None:
+    """Who masked with whom, and where that is k-regular what it stands against; None without masks."""
+    facts = summary.secagg.graph
+    if facts is None or facts.name == "complete":
+        return "complete graph, every owner masks with every other" if facts else None
+    return (
+        f"k-regular graph, semi-malicious server only: {facts.degree} neighbours each, "
+        f"{facts.threshold} of their shares open a secret"
+    )
+
+
+def protection(summary: Summary, name: str) -> str:
+    """What stands between the coordinator and a site's update of a component; a dash where sites upload none."""
+    facts = summary.summed.get(name)
+    masked = facts is not None and facts.floor is not None
+    if summary.secagg.mode == "on" and not masked:
+        return formats.NOTHING
+    private = void(summary) is None
+    if not masked or (facts is not None and facts.dp_only):
+        return "DP only" if private else "nothing"
+    return "masks and DP" if private else "masks only"
+
+
+def _seen(summary: Summary) -> str:
+    if summary.secagg.mode == "off":
+        return "Every site's own update, who took part, message sizes and times."
+    alone = [name for name, floor in summary.dp_only.items() if floor == 1]
+    updates = f"Of {formats.listed(alone)}, a single site's own update too" if alone else "Not one site's update"
+    return (
+        "The sum of the contributors' updates per component, who took part and who dropped out, "
+        f"message sizes and times. {updates}."
+    )
+
+
+def _masks(summary: Summary) -> list[tuple[str, str]]:
+    if summary.secagg.mode == "off":
+        return []
+    server = "semi-malicious" if _k_regular(summary) else "malicious"
+    text = f"They hold against a {server} coordinator"
+    if summary.secagg.corrupt is not None:
+        text += f" that colludes with up to {formats.plural(summary.secagg.corrupt, 'site')}"
+    if summary.dp_only:
+        text += f"; not for {formats.listed(list(summary.dp_only))}, which DP alone protects"
+    return [("The masks", f"{text}. ε does not stand on them.")]
+
+
+def _server_step(summary: Summary) -> str:
+    if summary.server_step == "unverified":
+        return "Unverified: sites take the model as it is sent to them."
+    return (
+        "Verified: every site recomputes the step from the sums that the coordinator states. That they are the sums "
+        "of the masked updates cannot be checked by anybody."
+    )

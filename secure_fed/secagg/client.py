@@ -5,16 +5,17 @@ A step that fails raises `SecAggError` with a fixed code, erases the secrets and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
-import numpy as np
-
-from secure_fed.secagg import keys, masking, ring, shares
+from secure_fed.errors import SecAggError
+from secure_fed.secagg import equivocation, keys, masking, shares
 from secure_fed.secagg.client_state import ClientState
 from secure_fed.secagg.codes import Code, require
 from secure_fed.secagg.encoding import encode
+from secure_fed.secagg.masking import Mask
 from secure_fed.secagg.messages import (
     Advertise,
     Advertisements,
@@ -27,18 +28,29 @@ from secure_fed.secagg.messages import (
     ShareDelivery,
     Survivors,
 )
+from secure_fed.secagg.packing import Packed
 from secure_fed.secagg.params import ComponentSpec
-from secure_fed.secagg.prg import Ring
+from secure_fed.secagg.ring import Source
 from secure_fed.secagg.session import (
     MASK_KEY,
     SessionContext,
     Stage,
     advertisements_hash,
-    masked_statement,
     seed_name,
     survivors_statement,
 )
 from secure_fed.secagg.shares import Sign
+
+_AFTER_SHARE = (Stage.MASK, Stage.CONFIRM, Stage.UNMASK, Stage.DONE)
+_AFTER_CONFIRM = (Stage.UNMASK, Stage.DONE)
+
+
+@dataclass(frozen=True)
+class MaskedVector:
+    """Stage 3, client to server: the signed message, and beside it component -> packed masked slice."""
+
+    message: bytes
+    slices: Mapping[str, Packed]
 
 
 class ClientSession:
@@ -77,6 +89,11 @@ class ClientSession:
         return self._state.to_bytes()
 
     @property
+    def name(self) -> str:
+        """This client's name on the roster."""
+        return self._state.me
+
+    @property
     def stage(self) -> Stage:
         """The message that comes next, or done, or failed."""
         return self._state.stage
@@ -86,83 +103,105 @@ class ClientSession:
         """U3 as this client signed it; empty before."""
         return self._state.u3
 
-    def advertise(self) -> bytes:
-        """Stage 1: fresh keys, commitments to fresh self-mask seeds, signed."""
+    @property
+    def advertisements(self) -> Mapping[str, bytes]:
+        """Member of U1 -> its signed advertisement as this client took it, for evidence; empty before stage 2."""
+        return dict(self._state.peers)
+
+    def advertise(self, basis: bytes) -> bytes:
+        """Stage 1: fresh keys, commitments to fresh self-mask seeds, signed.
+
+        Args:
+            basis: SHA-256 of what this client starts from, by its own computation (the caller's model and optimizer
+                state): `share` goes on only if every member advertised the same.
+        """
         with self._step(Stage.ADVERTISE, Stage.SHARE) as state:
+            require(len(basis) == keys.HASH_BYTES, Code.MODEL_NOT_BOUND, "basis is no SHA-256")
             state.cipher_private, state.mask_private = keys.fresh_secret(), keys.fresh_secret()
             owned = self._context.schema.owned_by(state.me)
             state.seeds = {spec.name: keys.fresh_secret() for spec in owned}
             commitments = {name: keys.commit(state.kid, state.me, name, seed) for name, seed in state.seeds.items()}
             public = keys.public_of(state.cipher_private), keys.public_of(state.mask_private)
-            draft = Advertise(state.me, state.kid, *public, commitments, b"")
-            signature = self._sign(draft.statement())
-            state.own = Advertise(state.me, state.kid, *public, commitments, signature).to_bytes()
+            draft = Advertise(state.me, state.kid, basis, *public, commitments, b"")
+            state.own = replace(draft, signature=self._sign(draft.statement())).to_bytes()
             return state.own
 
     def share(self, message: bytes) -> bytes:
-        """Stage 2: check everybody's advertisement, then deal sealed shares of every secret.
+        """Stage 2: check everybody's advertisement, then deal sealed shares of every secret to the neighbours.
 
         Raises:
-            SecAggError: see docs/secagg.md; among them own_key_changed, bad_signature, cohort_too_small.
+            SecAggError: see docs/secagg.md; among them own_key_changed, bad_signature, cohort_too_small, and
+                model_mismatch if somebody starts from another basis. Called again: wrong_stage, or
+                equivocation if a member has now signed another advertisement.
         """
+        self._refuse_second_advertisement(message)
         with self._step(Stage.SHARE, Stage.MASK) as state:
             raw = Advertisements.from_bytes(message).advertisements
-            advertised = [Advertise.from_bytes(item) for item in raw]
-            self._check_cohort([item.sender for item in advertised])
-            state.peers = {item.sender: data for item, data in zip(advertised, raw, strict=True)}
-            require(state.peers.get(state.me) == state.own, Code.OWN_KEY_CHANGED, "own advertisement")
-            for item in advertised:
-                self._context.check_advertisement(item)
+            listed = [Advertise.from_bytes(item) for item in raw]
+            self._check_advertised(listed)
+            advertised = {item.sender: item for item in listed}
+            state.peers = dict(zip(advertised, raw, strict=True))
             state.u1_hash = advertisements_hash(raw)
+            neighbours = sorted(self._neighbours())
+            needed = self._context.params.share_threshold
+            require(len(neighbours) + 1 >= needed, Code.COHORT_TOO_SMALL, f"{len(neighbours)} neighbours")
             secrets = {seed_name(name): seed for name, seed in state.seeds.items()}
             secrets[MASK_KEY] = state.mask_private
-            dealt = shares.deal(self._context, state.me, secrets, state.peers, self._sign)
+            dealt = shares.deal(self._context, state.me, secrets, [state.me, *neighbours], self._sign)
             state.held = {state.me: dealt[state.me].to_bytes()}
             sealed = {
-                item.sender: keys.seal(
-                    self._cipher_key(item, state.me, item.sender),
-                    dealt[item.sender].to_bytes(),
-                    self._associated(state.me, item.sender),
+                holder: keys.seal(
+                    self._cipher_key(advertised[holder], state.me, holder),
+                    dealt[holder].to_bytes(),
+                    self._associated(state.me, holder),
                 )
-                for item in advertised
-                if item.sender != state.me
+                for holder in neighbours
             }
             return ShareBundle(state.me, state.kid, state.u1_hash, sealed).to_bytes()
 
-    def mask(self, message: bytes, vector: Mapping[str, Ring], model_hash: bytes) -> bytes:
+    def mask(self, message: bytes, slices: Mapping[str, Source], model_hash: bytes, threads: int = 1) -> MaskedVector:
         """Stage 3: open the shares, then mask the slices of the components that this client owns.
 
         Args:
             message: the server's `ShareDelivery`.
-            vector: component -> uint32 [size] from `ring.quantise`, for exactly the owned components.
+            slices: component -> the source of its levels, for exactly the owned components.
             model_hash: SHA-256 of the model that this client trained on, by its own computation.
+            threads: how many to mask with; the result does not depend on it.
 
         Raises:
-            SecAggError: share_unreadable, share_forged, vector_mismatch, out_of_range and others.
+            SecAggError: share_unreadable, share_forged, vector_mismatch, what a source raises, and others.
         """
         with self._step(Stage.MASK, Stage.CONFIRM) as state:
             self._open_shares(ShareDelivery.from_bytes(message))
             require(len(model_hash) == keys.HASH_BYTES, Code.MODEL_NOT_BOUND, "model_hash is no SHA-256")
             state.sid = self._context.sid(state.u1_hash, state.u2, model_hash)
             owned = self._context.schema.owned_by(state.me)
-            require(set(vector) == {spec.name for spec in owned}, Code.VECTOR_MISMATCH, "components")
-            agreed = self._agree_with_owners(owned)
-            slices = {spec.name: self._masked_slice(spec, vector[spec.name], agreed) for spec in owned}
-            hashes = {name: sha256(content).digest() for name, content in slices.items()}
-            signature = self._sign(masked_statement(state.sid, state.me, hashes))
+            sizes = {name: source.size for name, source in slices.items()}
+            require(sizes == {spec.name: spec.size for spec in owned}, Code.VECTOR_MISMATCH, f"slices {sizes}")
+            in_range = {source.value_bits for source in slices.values()} <= {self._context.params.value_bits}
+            require(in_range, Code.OUT_OF_RANGE, "a source of other value_bits")
+            masks = self._masks(owned)
+            wire_bits = self._context.params.wire_bits
+            packed = {name: masking.masked_slice(slices[name], masks[name], wire_bits, threads) for name in masks}
+            draft = Masked(state.me, state.sid, {name: item.digest for name, item in packed.items()}, b"")
+            signature = self._sign(draft.statement())
             state.erase_masking_secrets()
-            return Masked(state.me, state.sid, slices, signature).to_bytes()
+            return MaskedVector(
+                replace(draft, signature=signature).to_bytes(), {name: item.data for name, item in packed.items()}
+            )
 
     def confirm(self, message: bytes) -> bytes:
         """Stage 4: sign the survivors, if this client is one and they are enough.
 
         Raises:
             SecAggError: wrong_session, not_a_survivor, survivor_unknown, cohort_too_small, duplicate_member.
+                Called again: wrong_stage, or equivocation if the survivors are now others.
         """
+        self._refuse_other_survivors(message)
         with self._step(Stage.CONFIRM, Stage.UNMASK) as state:
             listed = Survivors.from_bytes(message)
             require(listed.sid == state.sid, Code.WRONG_SESSION, "survivors of another session")
-            self._check_cohort(list(listed.survivors))
+            self._context.check_cohort(listed.survivors)
             require(state.me in listed.survivors, Code.NOT_A_SURVIVOR, state.me)
             require(set(listed.survivors) <= set(state.u2), Code.SURVIVOR_UNKNOWN, "survivors beyond U2")
             state.u3 = listed.survivors
@@ -184,6 +223,7 @@ class ClientSession:
                     state.kid, dealer, state.me, Dealt.from_bytes(state.held[dealer]), names
                 ).to_bytes()
                 for dealer, names in self._context.release_plan(state.u2, state.u3).items()
+                if dealer in state.held
             }
             state.erase_all()
             return Release(state.me, state.sid, released).to_bytes()
@@ -201,12 +241,41 @@ class ClientSession:
             if state.stage is Stage.FAILED:
                 state.erase_all()
 
-    def _check_cohort(self, members: list[str]) -> None:
-        """Distinct, in order, and at least max(t, min_cohort)."""
-        require(len(set(members)) == len(members), Code.DUPLICATE_MEMBER, "a member is listed twice")
-        require(members == sorted(members), Code.MALFORMED_MESSAGE, "members are not sorted")
-        quorum = self._context.params.quorum
-        require(len(members) >= quorum, Code.COHORT_TOO_SMALL, f"{len(members)} members of {quorum}")
+    def _refuse_second_advertisement(self, message: bytes) -> None:
+        if self._state.stage in _AFTER_SHARE:
+            twice = equivocation.signed_twice(self._context, self._state.peers, message)
+            if twice is not None:
+                self._fail(Code.EQUIVOCATION, f"{twice} signed two advertisements")
+
+    def _refuse_other_survivors(self, message: bytes) -> None:
+        state = self._state
+        if state.stage in _AFTER_CONFIRM and equivocation.is_other_list(state.sid, state.u3, message):
+            self._fail(Code.EQUIVOCATION, "two lists of survivors")
+
+    def _fail(self, code: Code, detail: str) -> NoReturn:
+        self._state.stage = Stage.FAILED
+        self._state.erase_all()
+        raise SecAggError(code, detail)
+
+    def _check_advertised(self, advertised: Sequence[Advertise]) -> None:
+        """Everybody is who it says it is and starts from the basis of this client."""
+        self._context.check_cohort([item.sender for item in advertised])
+        own = next((item for item in advertised if item.sender == self._state.me), None)
+        # A stray message of another session, or one without this client, proves no lie: these codes do not halt.
+        if own is None:
+            raise SecAggError(Code.UNKNOWN_MEMBER, "the own advertisement is missing")
+        require(own.kid == self._state.kid, Code.WRONG_SESSION, "advertisements of another session")
+        require(own.to_bytes() == self._state.own, Code.OWN_KEY_CHANGED, "own advertisement")
+        for item in advertised:
+            self._context.check_advertisement(item)
+        # Only now, so that whoever names another basis has signed that.
+        others = [item.sender for item in advertised if item.basis != own.basis]
+        require(not others, Code.MODEL_MISMATCH, f"{others} start from another basis")
+
+    def _neighbours(self) -> frozenset[str]:
+        """The members of U1 that this client deals to and holds shares of."""
+        state = self._state
+        return self._context.share_graph(state.u1_hash).neighbours(state.me) & state.peers.keys()
 
     def _cipher_key(self, peer: Advertise, dealer: str, holder: str) -> bytes:
         shared = keys.agree(self._state.cipher_private, peer.cipher_key)
@@ -219,10 +288,11 @@ class ClientSession:
         """Everything that was dealt to this client opens, is complete and is signed by its dealer."""
         state = self._state
         require(delivery.kid == state.kid, Code.WRONG_SESSION, "shares of another session")
-        dealers = set(delivery.sealed)
-        require(state.me not in dealers and dealers <= set(state.peers), Code.UNKNOWN_MEMBER, "a dealer")
-        state.u2 = tuple(sorted(dealers | {state.me}))
-        self._check_cohort(list(state.u2))
+        u2 = set(delivery.u2)
+        require(state.me in u2 and u2 <= state.peers.keys(), Code.UNKNOWN_MEMBER, "U2")
+        self._context.check_cohort(delivery.u2)
+        require(delivery.sealed.keys() == self._neighbours() & u2, Code.WRONG_SHARES, "dealers")
+        state.u2 = delivery.u2
         held = dict(state.held)
         for dealer, sealed in delivery.sealed.items():
             peer = Advertise.from_bytes(state.peers[dealer])
@@ -236,31 +306,17 @@ class ClientSession:
             held[dealer] = content
         state.held = held
 
-    def _agree_with_owners(self, owned: tuple[ComponentSpec, ...]) -> dict[str, bytes]:
-        """The masking secrets with everybody in U2 who owns a component in common with this client."""
+    def _masks(self, owned: Iterable[ComponentSpec]) -> dict[str, list[Mask]]:
+        """Component -> this client's own mask and one for every owner in U2 that it is joined with."""
         state = self._state
-        peers = {peer for spec in owned for peer in spec.owners} & set(state.u2) - {state.me}
-        return {
-            peer: keys.agree(state.mask_private, Advertise.from_bytes(state.peers[peer]).mask_key)
-            for peer in sorted(peers)
-        }
-
-    def _masked_slice(self, spec: ComponentSpec, values: Ring, agreed: Mapping[str, bytes]) -> bytes:
-        state = self._state
-        self._check_slice(spec, values)
-        target = np.empty(spec.size + 1, dtype="<u4")
-        target[:-1] = values
-        target[-1] = 1
-        masking.apply_self_mask(target, state.seeds[spec.name], state.sid, state.me, spec.name)
-        for peer, shared in agreed.items():
-            if peer in spec.owners:
-                masking.apply_pair_mask(target, shared, state.sid, state.me, peer, spec.name)
-        return target.tobytes()
-
-    def _check_slice(self, spec: ComponentSpec, values: Ring) -> None:
-        fits = values.dtype == np.uint32 and values.shape == (spec.size,)
-        require(fits, Code.VECTOR_MISMATCH, f"{spec.name}: {values.dtype} {values.shape}, size {spec.size}")
-        signed = values.view(np.int32)
-        level = ring.max_level(self._context.params.value_bits)
-        in_range = -level <= int(signed.min()) and int(signed.max()) <= level
-        require(in_range, Code.OUT_OF_RANGE, f"{spec.name} exceeds {level}")
+        agreed: dict[str, bytes] = {}
+        masks = {}
+        for spec in owned:
+            joined = sorted(self._context.mask_graph(state.u1_hash, spec).neighbours(state.me) & set(state.u2))
+            for peer in joined:
+                if peer not in agreed:
+                    agreed[peer] = keys.agree(state.mask_private, Advertise.from_bytes(state.peers[peer]).mask_key)
+            own = masking.self_mask(state.seeds[spec.name], state.sid, state.me, spec.name)
+            pairs = [masking.pair_mask(agreed[peer], state.sid, state.me, peer, spec.name) for peer in joined]
+            masks[spec.name] = [own, *pairs]
+        return masks

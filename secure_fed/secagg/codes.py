@@ -34,10 +34,16 @@ class Code(StrEnum):
     SURVIVOR_UNKNOWN = "survivor_unknown"
     TOO_FEW_SIGNATURES = "too_few_signatures"
     MODEL_NOT_BOUND = "model_not_bound"
+    MODEL_MISMATCH = "model_mismatch"
+    EQUIVOCATION = "equivocation"
     VECTOR_MISMATCH = "vector_mismatch"
     OUT_OF_RANGE = "out_of_range"
     NOT_FINITE = "not_finite"
     CONTRIBUTOR_MISMATCH = "contributor_mismatch"
+
+
+HALTING = frozenset({Code.BAD_SIGNATURE, Code.OWN_KEY_CHANGED, Code.MODEL_MISMATCH, Code.EQUIVOCATION})
+"""After these a client goes on with nobody: it keeps the evidence and waits for its operator."""
 
 
 def require(condition: bool, code: Code, detail: str = "") -> None:

@@ -109,17 +109,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Advertise(Message):
-    """Stage 1, client to server: the ephemeral X25519 keys and a commitment to each self-mask seed."""
+    """Stage 1, client to server: the ephemeral X25519 keys and a commitment to each self-mask seed.
+
+    `basis` is the hash of what the sender starts from (32 bytes): all members must start from the same.
+    """
 
     sender: str
     kid: bytes
+    basis: bytes
     cipher_key: bytes
     mask_key: bytes
     commitments: Mapping[str, bytes]
     signature: bytes
 
     NAME = "advertise"
-    READERS = (_text, _hash, _key, _key, _map(_hash), _signature)
+    READERS = (_text, _hash, _hash, _key, _key, _map(_hash), _signature)
 
     def statement(self) -> bytes:
         """What the sender signs: everything but the signature."""
@@ -127,6 +131,7 @@ class Advertise(Message):
             VERSION,
             self.kid,
             self.sender,
+            self.basis,
             self.cipher_key,
             self.mask_key,
             self.commitments,
@@ -160,7 +165,7 @@ class Dealt(Message):
 
 @dataclass(frozen=True)
 class ShareBundle(Message):
-    """Stage 2, client to server: a sealed `Dealt` for every other member of U1."""
+    """Stage 2, client to server: a sealed `Dealt` for every neighbour in U1 (in the complete graph: everybody)."""
 
     sender: str
     kid: bytes
@@ -173,26 +178,32 @@ class ShareBundle(Message):
 
 @dataclass(frozen=True)
 class ShareDelivery(Message):
-    """Stage 3, server to client: what the other members of U2 sealed for this one, by sender."""
+    """Stage 3, server to client: U2, sorted, and what the neighbours in it sealed for this member, by sender."""
 
     kid: bytes
+    u2: tuple[str, ...]
     sealed: Mapping[str, bytes]
 
     NAME = "share-delivery"
-    READERS = (_hash, _map(_blob))
+    READERS = (_hash, _many(_text), _map(_blob))
 
 
 @dataclass(frozen=True)
 class Masked(Message):
-    """Stage 3, client to server: component -> masked slice, little-endian uint32, contributor count last."""
+    """Stage 3, client to server: component -> digest of the masked, packed slice, which travels beside it."""
 
     sender: str
     sid: bytes
-    slices: Mapping[str, bytes]
+    digests: Mapping[str, bytes]
     signature: bytes
 
     NAME = "masked"
-    READERS = (_text, _hash, _map(_blob), _signature)
+    READERS = (_text, _hash, _map(_hash), _signature)
+
+    def statement(self) -> bytes:
+        """What the sender signs: everything but the signature."""
+        content: list[Value] = [VERSION, self.sid, self.sender, self.digests]
+        return encode("sign/masked", content)
 
 
 @dataclass(frozen=True)

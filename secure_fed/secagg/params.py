@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from secure_fed.errors import ConfigError
 from secure_fed.secagg import ring
 from secure_fed.secagg.encoding import Value, digest
+from secure_fed.secagg.graph import KRegular
 
 SMALLEST_COHORT = 3
 COMFORTABLE_COHORT = 5
+LARGEST_COMPLETE_ONLY = 100
 
 
 def default_threshold(members: int, max_corrupt: int) -> int:
@@ -36,6 +39,8 @@ class SecAggParams:
         min_contributors: the smallest number of contributors to a component whose sum is opened.
         floors: component -> its own floor, where it differs from `default_floor`.
         dp_only: components whose owners accept a floor below `default_floor`: DP alone protects them.
+        graph: None for the complete graph; a k-regular one in cohorts above 100 whose server is at worst
+            semi-malicious.
 
     Raises:
         ConfigError: names the value and the way out.
@@ -50,9 +55,11 @@ class SecAggParams:
     min_contributors: int = 2
     floors: Mapping[str, int] = field(default_factory=dict)
     dp_only: frozenset[str] = frozenset()
+    graph: KRegular | None = None
 
     def __post_init__(self) -> None:
         self._check_cohort()
+        self._check_graph()
         self._check_floors()
         ring.check_no_overflow(self.members, self.value_bits)
         if not (math.isfinite(self.clip) and self.clip > 0):
@@ -78,6 +85,16 @@ class SecAggParams:
             )
         if not 1 <= self.min_cohort <= n:
             raise ConfigError(f"secagg min_cohort={self.min_cohort} is not within 1..{n}, the members")
+
+    def _check_graph(self) -> None:
+        if self.graph is None:
+            return
+        if self.members <= LARGEST_COMPLETE_ONLY:
+            raise ConfigError(
+                f"secagg graph with n={self.members} members: up to {LARGEST_COMPLETE_ONLY} the complete graph is "
+                "stronger and fast enough; leave graph out"
+            )
+        self.graph.check(self.members, self.max_corrupt, self.max_dropped)
 
     def _check_floors(self) -> None:
         if self.min_contributors < 1:
@@ -108,17 +125,34 @@ class SecAggParams:
         """max(t, min_cohort): below it no client goes on."""
         return max(self.threshold, self.min_cohort)
 
+    @property
+    def max_dropped(self) -> int:
+        """How many members may fall silent up to stage 3: more, and no client goes on."""
+        return self.members - self.quorum
+
+    @property
+    def share_threshold(self) -> int:
+        """How many shares open a secret: t, or in a k-regular graph the graph's own threshold."""
+        return self.threshold if self.graph is None else self.graph.threshold
+
+    @property
+    def wire_bits(self) -> int:
+        """Bits a value on the wire, 24 or 32."""
+        return ring.wire_bits(self.members, self.value_bits)
+
     def floor(self, component: str) -> int:
         """How many contributors the component needs for its sum to be opened."""
         return self.floors.get(component, self.default_floor)
 
     def cautions(self) -> tuple[str, ...]:
-        """What a report must show: a small cohort, no drop-out allowed, components under DP only."""
+        """What a report must show: a small cohort, no drop-out allowed, a weaker graph, components under DP only."""
         notes = []
         if self.members < COMFORTABLE_COHORT:
             notes.append(f"{self.members} members: a sum of so few says much about each of them")
         if self.quorum == self.members:
             notes.append(f"no member may drop out: {self.quorum} of {self.members} are needed")
+        if self.graph is not None:
+            notes.append("k-regular graph: semi-malicious server only")
         notes += [f"component {name}: DP only, floor {self.floor(name)}" for name in sorted(self.dp_only)]
         return tuple(notes)
 
@@ -127,7 +161,8 @@ class SecAggParams:
         cohort: list[Value] = [self.members, self.threshold, self.max_corrupt, self.min_cohort]
         numbers: list[Value] = [self.value_bits, float(self.clip).hex()]
         floors: list[Value] = [self.min_contributors, self.floors, sorted(self.dp_only)]
-        return digest("params", [cohort, numbers, floors])
+        graph: list[Value] = [] if self.graph is None else [self.graph.degree, self.graph.threshold]
+        return digest("params", [cohort, numbers, floors, graph])
 
 
 @dataclass(frozen=True)
@@ -162,7 +197,7 @@ class VectorSchema:
             if not spec.owners:
                 raise ConfigError(f"secagg component {spec.name!r} has no owner; leave it out of the schema")
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, ComponentSpec]:
         """Component name -> spec, in the schema's order."""
         return {spec.name: spec for spec in self.components}
@@ -173,4 +208,8 @@ class VectorSchema:
 
     def digest(self) -> bytes:
         """SHA-256 over names, sizes and owners, 32 bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return digest("schema", [[spec.name, spec.size, sorted(spec.owners)] for spec in self.components])

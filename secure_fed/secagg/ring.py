@@ -5,22 +5,23 @@ Rounding is stochastic and unbiased, so the sum of many rounded updates is the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secure_fed.errors import ConfigError
-from secure_fed.secagg import keys
 from secure_fed.secagg.codes import Code, require
-from secure_fed.secagg.prg import KeyStream, Ring
+from secure_fed.secagg.packing import BLOCK_VALUES, WIRE_BITS
+from secure_fed.secagg.prg import TAG_BYTES, KeyStream, Octets, Ring
 
 MODULUS_BITS = 32
+DITHER_BITS = 16
 _HALF = 2 ** (MODULUS_BITS - 1)
-_BLOCK = 64 * 1024
-
-Dither = Callable[[Ring], None]
-"""Overwrites a uint32 vector with uniform random words; `KeyStream(key).fill` is one."""
+# Where a float32 that is at most 2^31 - 2^(32-b) lies below it: for b > 25 the bound itself is no float32.
+_LARGEST_FLOAT_BELOW_HALF = float(np.nextafter(np.float32(_HALF), np.float32(0)))
 
 
 def max_level(value_bits: int) -> int:
@@ -50,46 +51,153 @@ def check_no_overflow(members: int, value_bits: int) -> None:
         )
 
 
-def system_dither() -> Dither:
-    """A dither stream keyed by the operating system's generator; one for each vector."""
-    return KeyStream(keys.fresh_secret()).fill
+def wire_bits(members: int, value_bits: int) -> int:
+    """Bits a value on the wire: the fewest of 21, 24 and 32 in which no sum can wrap, n * max|q| < 2^(bits - 1)."""
+    return next(bits for bits in WIRE_BITS if members * max_level(value_bits) < 2 ** (bits - 1))
 
 
-def quantise(values: NDArray[np.floating], clip: float, value_bits: int, dither: Dither) -> Ring:
-    """Clip to [-clip, clip] and round stochastically to multiples of step = clip / max|q|, as uint32 [d].
+class Source(Protocol):
+    """Where the ring levels of a slice come from; disjoint ranges may be read from several threads."""
 
-    q = floor(x / step + u) with u uniform on multiples of 2^-32 in [0, 1): E[q] = x / step up to 2^-32.
-    Negative q are stored mod 2^32.
+    @property
+    def size(self) -> int:
+        """How many levels there are."""
 
-    Args:
-        values: float [d], finite.
-        clip: positive bound, in the unit of the values.
-        value_bits: b, the bits of one contribution.
-        dither: a stream of uniform words; `system_dither()` where privacy or bias matters.
+    @property
+    def value_bits(self) -> int:
+        """b: no level exceeds max_level(b)."""
+
+    def read(self, start: int, out: Ring) -> None:
+        """Write the levels start..start+len(out) to `out`, uint32 [<= BLOCK_VALUES]; start on a block's edge."""
+
+
+class Levels:
+    """Levels that are there already, uint32 [size], negative ones mod 2^32.
 
     Raises:
-        SecAggError: `not_finite` if a value is NaN or infinite.
+        SecAggError: `vector_mismatch` for another type or shape, `out_of_range` for |q| > max_level.
     """
-    level = max_level(value_bits)
-    quantised = np.empty(len(values), dtype=np.uint32)
-    words = np.empty(min(_BLOCK, len(values)), dtype=np.uint32)
-    for start in range(0, len(values), _BLOCK):
-        scaled = np.asarray(values[start : start + _BLOCK], dtype=np.float64) * (level / clip)
-        require(bool(np.isfinite(scaled).all()), Code.NOT_FINITE, "the vector holds NaN or infinity")
-        np.clip(scaled, -level, level, out=scaled)
-        chunk = words[: len(scaled)]
-        dither(chunk)
-        scaled += chunk * 2.0**-32
-        np.floor(scaled, out=scaled)
-        quantised[start : start + _BLOCK] = scaled.astype(np.int32).view(np.uint32)
-    return quantised
+
+    def __init__(self, values: Ring, value_bits: int) -> None:
+        fits = values.dtype == np.uint32 and values.ndim == 1
+        require(fits, Code.VECTOR_MISMATCH, f"levels are {values.dtype} {values.shape}, expected uint32 [size]")
+        signed, level = values.view(np.int32), max_level(value_bits)
+        in_range = not len(values) or (-level <= int(signed.min()) and int(signed.max()) <= level)
+        require(in_range, Code.OUT_OF_RANGE, f"a level exceeds {level}")
+        self.value_bits = value_bits
+        self._values = values
+
+    @property
+    def size(self) -> int:
+        """How many levels there are."""
+        return len(self._values)
+
+    def read(self, start: int, out: Ring) -> None:
+        """Write the levels start..start+len(out) to `out`, uint32."""
+        np.copyto(out, self._values[start : start + len(out)])
 
 
-def centre(sums: Ring) -> NDArray[np.int64]:
-    """Ring elements uint32 [d] as signed integers in [-2^31, 2^31), int64 [d]."""
-    return sums.view(np.int32).astype(np.int64)
+class Quantiser:
+    """Levels of a float32 vector: weighted, clipped, and rounded stochastically while they are read.
+
+    With F = min(16, 32 - b) fraction bits, x * weight / step becomes the fixed point number
+    t = rint(x * s), s = weight * max_level * 2^F / clip in float32, clipped to |t| <= max_level * 2^F, and
+    q = floor((t + d) / 2^F) with d uniform on F bits. Then E[q] = t / 2^F exactly, so that in the unit of the
+    values E[q] * step = clip(x * weight)(1 + r) + e with |r| <= 2^-23 (two float32 roundings) and
+    |e| <= step * 2^-(F + 1) (rint); zero is exact, and so are the bounds up to b = 25.
+
+    Args:
+        values: float32 [size].
+        clip: positive bound on |x * weight|, in the unit of the values.
+        value_bits: b, the bits of one contribution, 2 to 31.
+        dither_key: 32 bytes, secret and fresh for each vector: block by block of the
+            values, d is the upper F bits of the 16-bit words of the block of keystream.
+        weight: public factor, positive.
+
+    Raises:
+        SecAggError: `vector_mismatch` for another type or shape; when read, `not_finite` for NaN or infinity.
+        ConfigError: clip or weight not positive and finite, or so far apart that s is no normal float32.
+    """
+
+    def __init__(
+        self, values: NDArray[np.float32], clip: float, value_bits: int, dither_key: bytes, weight: float = 1.0
+    ) -> None:
+        fits = values.dtype == np.float32 and values.ndim == 1
+        require(fits, Code.VECTOR_MISMATCH, f"values are {values.dtype} {values.shape}, expected float32 [size]")
+        self.value_bits = value_bits
+        self._values = values
+        fraction_bits = min(DITHER_BITS, MODULUS_BITS - value_bits)
+        self._fraction_bits = np.int32(fraction_bits)
+        self._unused_bits = np.uint16(DITHER_BITS - fraction_bits)
+        largest = max_level(value_bits) * 2.0**fraction_bits
+        self._bound = np.float32(min(largest, _LARGEST_FLOAT_BELOW_HALF))
+        self._scale = _float32_scale(weight, largest, clip)
+        self._dither_key = dither_key
+        self._local = threading.local()
+
+    @property
+    def size(self) -> int:
+        """How many levels there are."""
+        return len(self._values)
+
+    def read(self, start: int, out: Ring) -> None:
+        """Write the levels of the block from `start` on, or fewer, to `out`, uint32; in any order, any number of times.
+
+        Raises:
+            SecAggError: `not_finite` if one of these values is NaN or infinite.
+        """
+        values = self._values[start : start + len(out)]
+        require(bool(np.isfinite(values).all()), Code.NOT_FINITE, "the vector holds NaN or infinity")
+        stream, scratch, room = self._thread_state()
+        fixed, levels = scratch[: len(out)], out.view(np.int32)
+        with np.errstate(over="ignore"):  # beyond float32 is beyond the clip
+            np.multiply(values, self._scale, out=fixed)
+        np.clip(fixed, -self._bound, self._bound, out=fixed)
+        np.rint(fixed, out=fixed)
+        np.copyto(levels, fixed, casting="unsafe")
+        dither = stream.write(start // BLOCK_VALUES, room[: 2 * len(out) + TAG_BYTES]).view(np.uint16)
+        if self._unused_bits:
+            np.right_shift(dither, self._unused_bits, out=dither)
+        # No overflow: t <= max_level 2^F and d <= 2^F - 1 add up to at most 2^31 - 1.
+        np.add(levels, dither, out=levels)
+        np.right_shift(levels, self._fraction_bits, out=levels)
+
+    def _thread_state(self) -> tuple[KeyStream, NDArray[np.float32], Octets]:
+        if not hasattr(self._local, "state"):
+            scratch = np.empty(BLOCK_VALUES, dtype=np.float32)
+            room = np.empty(2 * BLOCK_VALUES + TAG_BYTES, dtype=np.uint8)
+            self._local.state = KeyStream(self._dither_key), scratch, room
+        state: tuple[KeyStream, NDArray[np.float32], Octets] = self._local.state
+        return state
 
 
-def dequantise(sums: NDArray[np.int64], clip: float, value_bits: int) -> NDArray[np.float64]:
+def _float32_scale(weight: float, largest: float, clip: float) -> np.float32:
+    for name, value in (("clip", clip), ("weight", weight)):
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"secagg {name}={value} is not a positive finite number")
+    scale = weight * largest / clip
+    limits = np.finfo(np.float32)
+    if not float(limits.tiny) <= scale <= float(limits.max):
+        raise ConfigError(
+            f"secagg clip={clip} with weight={weight} does not fit float32: the scale {scale:g} of the fixed "
+            "point numbers is no normal number; bring them closer to the size of the updates"
+        )
+    return np.float32(scale)
+
+
+def quantise(values: NDArray[np.float32], clip: float, value_bits: int, dither_key: bytes, weight: float = 1.0) -> Ring:
+    """The levels of `Quantiser`, read whole: uint32 [d], negative ones mod 2^32.
+
+    Raises:
+        SecAggError, ConfigError: as `Quantiser`.
+    """
+    source = Quantiser(values, clip, value_bits, dither_key, weight)
+    levels = np.empty(len(values), dtype=np.uint32)
+    for start in range(0, len(values), BLOCK_VALUES):
+        source.read(start, levels[start : start + BLOCK_VALUES])
+    return levels
+
+
+def dequantise(sums: NDArray[np.int32], clip: float, value_bits: int) -> NDArray[np.float64]:
     """The sum of the contributions as float64 [d], in the unit of the values: sum of q times step."""
     return np.multiply(sums, clip / max_level(value_bits), dtype=np.float64)

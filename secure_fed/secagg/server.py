@@ -6,14 +6,10 @@ An answer that is wrong makes its sender a drop-out with a code; too few answers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
-
-import numpy as np
-from numpy.typing import NDArray
 
 from secure_fed.errors import SecAggError
-from secure_fed.secagg import keys, ring
+from secure_fed.secagg import keys, masking
+from secure_fed.secagg.accumulator import Accumulator
 from secure_fed.secagg.codes import Code, require
 from secure_fed.secagg.messages import (
     Advertise,
@@ -21,6 +17,7 @@ from secure_fed.secagg.messages import (
     Confirm,
     Confirmations,
     Masked,
+    Message,
     Release,
     ReleasedShares,
     ShareBundle,
@@ -28,29 +25,28 @@ from secure_fed.secagg.messages import (
     Survivors,
     Transcript,
 )
-from secure_fed.secagg.opening import Opener
-from secure_fed.secagg.prg import Ring
+from secure_fed.secagg.opening import ComponentSum, Opener
+from secure_fed.secagg.packing import Packed, check_packed
 from secure_fed.secagg.session import (
     MASK_KEY,
     SessionContext,
     Stage,
     advertisements_hash,
-    masked_statement,
     seed_name,
     survivors_statement,
 )
 
 
-@dataclass(frozen=True)
-class ComponentSum:
-    """The opened sum of one component: int64 [size], centred, and who contributed, sorted."""
-
-    values: NDArray[np.int64]
-    contributors: tuple[str, ...]
-
-
 class ServerSession:
     """One attempt at one sum. For each stage: `request` each participant, `receive` answers, `advance`.
+
+    Sessions share nothing: the next attempt may go through its first stages while this one ends.
+
+    Args:
+        context: the attempt.
+        basis: SHA-256 of what all members must start from; one that advertises another is a drop-out with
+            `model_mismatch`. None leaves that to the clients, all of whom then refuse.
+        threads: how many to hash, add and unmask with; the sums do not depend on it.
 
     Attributes:
         stage: the stage whose answers are being collected; done or failed at the end.
@@ -59,8 +55,10 @@ class ServerSession:
         faults: member -> the code of the first thing that was wrong with it.
     """
 
-    def __init__(self, context: SessionContext) -> None:
+    def __init__(self, context: SessionContext, basis: bytes | None = None, threads: int = 1) -> None:
         self._context = context
+        self._basis = basis
+        self._threads = threads
         self.stage = Stage.ADVERTISE
         self.released = False
         self.faults: dict[str, str] = {}
@@ -73,11 +71,14 @@ class ServerSession:
         self._sealed: dict[str, Mapping[str, bytes]] = {}
         self._u2: tuple[str, ...] = ()
         self._model_hash = b""
-        self._totals: dict[str, Ring] = {}
+        self._sid = b""
+        self._totals: dict[str, Accumulator] = {}
         self._u3: tuple[str, ...] = ()
+        self._plan: dict[str, tuple[str, ...]] = {}
         self._signatures: dict[str, bytes] = {}
         self._shares: dict[str, dict[str, ReleasedShares]] = {}
         self._sums: dict[str, ComponentSum | None] = {}
+        self._broadcast = b""
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -94,6 +95,7 @@ class ServerSession:
         if self._model_hash or len(model_hash) != keys.HASH_BYTES:
             raise SecAggError(Code.MODEL_NOT_BOUND, "the model is bound once, by its SHA-256")
         self._model_hash = model_hash
+        self._bind_session()
 
     def request(self, client: str) -> bytes:
         """What the client is sent in this stage; empty in stage 1, which needs no word from the server.
@@ -105,23 +107,23 @@ class ServerSession:
         require(client in self._participants, Code.UNKNOWN_MEMBER, client)
         if self.stage is Stage.ADVERTISE:
             return b""
-        if self.stage is Stage.SHARE:
-            return Advertisements(tuple(self._advertisements.values())).to_bytes()
         if self.stage is Stage.MASK:
             require(bool(self._model_hash), Code.MODEL_NOT_BOUND, "bind_model comes before stage 3")
-            sealed = {dealer: self._sealed[dealer][client] for dealer in self._u2 if dealer != client}
-            return ShareDelivery(self._context.kid, sealed).to_bytes()
-        if self.stage is Stage.CONFIRM:
-            return Survivors(self._sid, self._u3).to_bytes()
-        if self.stage is Stage.UNMASK:
-            self.released = True
-            return Confirmations(self._sid, self._signatures).to_bytes()
-        raise SecAggError(Code.WRONG_STAGE, f"nothing is requested when {self.stage}")
+            dealers = self._context.share_graph(self._u1_hash).neighbours(client) & self._sealed.keys()
+            sealed = {dealer: self._sealed[dealer][client] for dealer in dealers}
+            return ShareDelivery(self._context.kid, self._u2, sealed).to_bytes()
+        require(self.stage in (Stage.SHARE, Stage.CONFIRM, Stage.UNMASK), Code.WRONG_STAGE, f"{self.stage}: no request")
+        self.released = self.released or self.stage is Stage.UNMASK
+        return self._broadcast
 
-    def receive(self, client: str, data: bytes) -> bool:
+    def receive(self, client: str, data: bytes, slices: Mapping[str, Packed] | None = None) -> bool:
         """Take a client's answer to this stage's request; False, and a fault, if it is not acceptable.
 
         `client` is who the transport says it is. A second answer is ignored; a wrong one drops the client.
+
+        Args:
+            slices: in stage 3 component -> packed masked slice, uint8, for the components that it owns; they are
+                read and not kept. In no other stage anything travels beside the message.
 
         Raises:
             SecAggError: wrong_stage after the end of the session.
@@ -129,7 +131,7 @@ class ServerSession:
         handlers: dict[Stage, Callable[[str, bytes], None]] = {
             Stage.ADVERTISE: self._receive_advertise,
             Stage.SHARE: self._receive_shares,
-            Stage.MASK: self._receive_masked,
+            Stage.MASK: lambda name, message: self._receive_masked(name, message, slices or {}),
             Stage.CONFIRM: self._receive_confirm,
             Stage.UNMASK: self._receive_release,
         }
@@ -141,6 +143,7 @@ class ServerSession:
             self.faults.setdefault(client, Code.UNKNOWN_MEMBER)
             return False
         try:
+            require(self.stage is Stage.MASK or not slices, Code.MALFORMED_MESSAGE, "slices out of place")
             handlers[self.stage](client, data)
         except SecAggError as error:
             self.faults.setdefault(client, error.code)
@@ -160,8 +163,8 @@ class ServerSession:
             Stage.ADVERTISE: (self._close_advertise, Stage.SHARE, self._context.params.quorum),
             Stage.SHARE: (self._close_shares, Stage.MASK, self._context.params.quorum),
             Stage.MASK: (self._close_masked, Stage.CONFIRM, self._context.params.quorum),
-            Stage.CONFIRM: (lambda: None, Stage.UNMASK, self._context.params.threshold),
-            Stage.UNMASK: (self._open, Stage.DONE, self._context.params.threshold),
+            Stage.CONFIRM: (self._close_confirm, Stage.UNMASK, self._context.params.threshold),
+            Stage.UNMASK: (self._open, Stage.DONE, self._context.params.share_threshold),
         }
         require(self.stage in steps, Code.WRONG_STAGE, f"nothing comes after {self.stage}")
         close, following, needed = steps[self.stage]
@@ -193,48 +196,64 @@ class ServerSession:
         bound = self._context.kid, self._model_hash, self._u1_hash
         return Transcript(*bound, self._u2, self._u3, dict(self._signatures))
 
-    @property
-    def _sid(self) -> bytes:
-        return self._context.sid(self._u1_hash, self._u2, self._model_hash)
+    def _announce(self, message: Message) -> None:
+        self._broadcast = message.to_bytes()
 
     def _receive_advertise(self, client: str, data: bytes) -> None:
         advertisement = Advertise.from_bytes(data)
         require(advertisement.sender == client, Code.UNKNOWN_MEMBER, "advertisement of another")
         self._context.check_advertisement(advertisement)
+        same = self._basis is None or advertisement.basis == self._basis
+        require(same, Code.MODEL_MISMATCH, f"{client} starts from another basis")
         self._advertised[client] = advertisement
         self._advertisements[client] = data
 
     def _close_advertise(self) -> None:
-        self._advertisements = {name: self._advertisements[name] for name in sorted(self._advertisements)}
-        self._u1_hash = advertisements_hash(self._advertisements.values())
+        listed = tuple(self._advertisements[name] for name in sorted(self._advertisements))
+        self._u1_hash = advertisements_hash(listed)
+        self._announce(Advertisements(listed))
 
     def _receive_shares(self, client: str, data: bytes) -> None:
         bundle = ShareBundle.from_bytes(data)
         bound = bundle.sender, bundle.kid, bundle.u1_hash
         require(bound == (client, self._context.kid, self._u1_hash), Code.WRONG_SESSION, "shares")
-        require(set(bundle.sealed) == set(self._advertised) - {client}, Code.WRONG_SHARES, "holders")
+        holders = self._context.share_graph(self._u1_hash).neighbours(client) & self._advertised.keys()
+        require(bundle.sealed.keys() == holders, Code.WRONG_SHARES, "holders")
         self._sealed[client] = bundle.sealed
 
     def _close_shares(self) -> None:
         self._u2 = tuple(sorted(self._answered))
-        self._totals = {spec.name: np.zeros(spec.size + 1, dtype=np.uint32) for spec in self._context.schema.components}
+        wire_bits = self._context.params.wire_bits
+        self._totals = {
+            spec.name: Accumulator(spec.size, wire_bits, self._threads) for spec in self._context.schema.components
+        }
+        self._bind_session()
 
-    def _receive_masked(self, client: str, data: bytes) -> None:
+    def _bind_session(self) -> None:
+        """The session id, as soon as both U2 and the model are known."""
+        if self._u2 and self._model_hash:
+            self._sid = self._context.sid(self._u1_hash, self._u2, self._model_hash)
+
+    def _receive_masked(self, client: str, data: bytes, slices: Mapping[str, Packed]) -> None:
         masked = Masked.from_bytes(data)
         require((masked.sender, masked.sid) == (client, self._sid), Code.WRONG_SESSION, "masked vector")
-        sizes = {name: len(content) for name, content in masked.slices.items()}
-        owned = {spec.name: 4 * (spec.size + 1) for spec in self._context.schema.owned_by(client)}
-        require(sizes == owned, Code.VECTOR_MISMATCH, "slices")
-        hashes = {name: sha256(content).digest() for name, content in masked.slices.items()}
-        statement = masked_statement(masked.sid, client, hashes)
-        self._context.check_signature(client, masked.signature, statement)
-        for name, content in masked.slices.items():
-            total = self._totals[name]
-            np.add(total, np.frombuffer(content, dtype="<u4"), out=total)
+        owned = self._context.schema.owned_by(client)
+        same = {spec.name for spec in owned} == masked.digests.keys() == slices.keys()
+        require(same, Code.VECTOR_MISMATCH, "components")
+        for spec in owned:
+            check_packed(slices[spec.name], spec.size + 1, self._context.params.wire_bits)
+        self._context.check_signature(client, masked.signature, masked.statement())
+        for name, data_of in slices.items():
+            digest = masking.slice_digest(data_of, self._threads)
+            require(digest == masked.digests[name], Code.VECTOR_MISMATCH, f"slice of {name} is not what was signed")
+        for name, data_of in slices.items():
+            self._totals[name].add(data_of)
 
     def _close_masked(self) -> None:
         self._u3 = tuple(sorted(self._answered))
+        self._plan = self._context.release_plan(self._u2, self._u3)
         self._sealed.clear()
+        self._announce(Survivors(self._sid, self._u3))
 
     def _receive_confirm(self, client: str, data: bytes) -> None:
         confirm = Confirm.from_bytes(data)
@@ -243,30 +262,35 @@ class ServerSession:
         self._context.check_signature(client, confirm.signature, statement)
         self._signatures[client] = confirm.signature
 
+    def _close_confirm(self) -> None:
+        # In a k-regular graph t members in all may still be too few around one dealer; now nothing is burned yet.
+        for dealer in self._plan:
+            left = len(self._context.holders(self._u1_hash, dealer) & self._answered)
+            enough = left >= self._context.params.share_threshold
+            require(enough, Code.BELOW_THRESHOLD, f"{left} members hold shares of {dealer}")
+        self._announce(Confirmations(self._sid, self._signatures))
+
     def _receive_release(self, client: str, data: bytes) -> None:
         release = Release.from_bytes(data)
         require((release.sender, release.sid) == (client, self._sid), Code.WRONG_SESSION, "shares")
-        plan = self._context.release_plan(self._u2, self._u3)
-        require(set(release.released) == set(plan), Code.WRONG_SHARES, "dealers")
+        dealers = self._context.holders(self._u1_hash, client) & self._plan.keys()
+        require(release.released.keys() == dealers, Code.WRONG_SHARES, "dealers")
         opened = {dealer: ReleasedShares.from_bytes(raw) for dealer, raw in release.released.items()}
         for dealer, item in opened.items():
             dealt = {seed_name(name) for name in self._advertised[dealer].commitments} | {MASK_KEY}
-            complete = set(item.shares) == set(plan[dealer]) and set(item.hidden) == dealt - set(plan[dealer])
+            planned = set(self._plan[dealer])
+            complete = item.shares.keys() == planned and item.hidden.keys() == dealt - planned
             require(complete, Code.WRONG_SHARES, f"shares of {dealer}")
         self._shares[client] = opened
 
     def _open(self) -> None:
-        opener = Opener(self._context, self._sid, self._advertised, self._shares)
+        opener = Opener(self._context, self._u1_hash, self._sid, self._advertised, self._shares)
         u2, u3 = frozenset(self._u2), frozenset(self._u3)
         try:
             for spec in self._context.schema.components:
                 total = self._totals.pop(spec.name)
-                if not self._context.is_open(spec, u3):
-                    self._sums[spec.name] = None
-                    continue
-                opener.open(spec, total, u2, u3)
-                contributors = tuple(sorted(spec.owners & u3))
-                self._sums[spec.name] = ComponentSum(ring.centre(total[:-1]), contributors)
+                opens = self._context.is_open(spec, u3)
+                self._sums[spec.name] = opener.open(spec, total, u2, u3) if opens else None
         finally:
             for member, code in opener.faults.items():
                 self.faults.setdefault(member, code)

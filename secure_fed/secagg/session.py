@@ -5,7 +5,7 @@ Session ids, the signed statements, and the plan of which secret may be opened f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -14,6 +14,7 @@ from secure_fed.errors import ConfigError
 from secure_fed.secagg import keys
 from secure_fed.secagg.codes import Code, require
 from secure_fed.secagg.encoding import Value, digest, encode
+from secure_fed.secagg.graph import Graph, masking_degree, random_graph
 from secure_fed.secagg.messages import VERSION, Advertise, Transcript
 from secure_fed.secagg.params import ComponentSpec, SecAggParams, VectorSchema
 
@@ -99,7 +100,11 @@ class SessionContext:
 
     def point(self, member: str) -> int:
         """The member's public Shamir evaluation point."""
-        return self.members.index(member) + 1
+        return self._points[member]
+
+    @cached_property
+    def _points(self) -> dict[str, int]:
+        return {member: place + 1 for place, member in enumerate(self.members)}
 
     @cached_property
     def kid(self) -> bytes:
@@ -116,6 +121,33 @@ class SessionContext:
         """The id that binds stages 3 to 5: kid, who advertised what, who shared, the model and the layout."""
         return digest("sid", [self.kid, u1_hash, sorted(u2), model_hash, self.schema.digest()])
 
+    def share_graph(self, u1_hash: bytes) -> Graph:
+        """Who holds shares of whom: complete, or k-regular over the whole roster in an order that H(U1) gives.
+
+        All members enter it, also those outside of U1, which are then nothing but drop-outs, so that the
+        probabilities are those of n members. No client alone fixes the order, and an honest one makes it
+        random; a server that tries many U1 may choose among many orders, hence "semi-malicious".
+        """
+        degree = len(self.members) - 1 if self.params.graph is None else self.params.graph.degree
+        return random_graph(u1_hash, ("shares",), self.members, degree)
+
+    def holders(self, u1_hash: bytes, dealer: str) -> frozenset[str]:
+        """Whom a member deals shares of its secrets to: its neighbours and itself."""
+        return self.share_graph(u1_hash).neighbours(dealer) | {dealer}
+
+    def mask_graph(self, u1_hash: bytes, spec: ComponentSpec) -> Graph:
+        """Who masks a component against whom: all of its owners, or a k-regular graph over them.
+
+        A graph of its own, because in the share graph an owner could have no other owner for a neighbour,
+        and then only its self-mask would stand between its slice and the server. All corrupt members may
+        be owners of one component, so in small ones the degree grows until it is safe, up to complete.
+        """
+        degree = len(spec.owners) - 1
+        if self.params.graph is not None:
+            dropped = min(self.params.max_dropped, len(spec.owners) - self.params.floor(spec.name))
+            degree = masking_degree(len(spec.owners), self.params.max_corrupt, dropped, self.params.graph.degree)
+        return random_graph(u1_hash, ("masks", spec.name), spec.owners, degree)
+
     def check_advertisement(self, advertisement: Advertise) -> None:
         """Whether a member's keys may enter the session.
 
@@ -131,6 +163,17 @@ class SessionContext:
         for key in (advertisement.cipher_key, advertisement.mask_key):
             require(keys.is_usable(key), Code.BAD_KEY, f"advertisement of {sender}")
 
+    def check_cohort(self, members: Sequence[str]) -> None:
+        """Whether a list of members is in order and long enough for a client to go on.
+
+        Raises:
+            SecAggError: duplicate_member, malformed_message if it is not sorted, cohort_too_small below the quorum.
+        """
+        require(len(set(members)) == len(members), Code.DUPLICATE_MEMBER, "a member is listed twice")
+        require(list(members) == sorted(members), Code.MALFORMED_MESSAGE, "members are not sorted")
+        quorum = self.params.quorum
+        require(len(members) >= quorum, Code.COHORT_TOO_SMALL, f"{len(members)} members of {quorum}")
+
     def check_signature(self, member: str, signature: bytes, statement: bytes) -> None:
         """Raise `bad_signature` unless the member's pinned key signed the statement."""
         valid = keys.verify(self.public_keys[member], signature, statement)
@@ -143,9 +186,10 @@ class SessionContext:
             SecAggError: survivor_unknown, bad_signature or too_few_signatures.
         """
         listed = tuple(survivors)
+        known = set(listed) & set(self.public_keys)
         statement = survivors_statement(sid, listed)
         for member, signature in signatures.items():
-            require(member in listed and member in self.public_keys, Code.SURVIVOR_UNKNOWN, member)
+            require(member in known, Code.SURVIVOR_UNKNOWN, member)
             self.check_signature(member, signature, statement)
         enough = len(signatures) >= self.params.threshold
         require(enough, Code.TOO_FEW_SIGNATURES, f"{len(signatures)} of {self.params.threshold}")
@@ -153,13 +197,20 @@ class SessionContext:
     def check_transcript(self, transcript: Transcript, model_hash: bytes) -> None:
         """Whether the members signed these survivors in this session over this model; for the next round.
 
-        It makes a claimed sum attributable. It cannot show that the sum is that of the masked vectors.
+        It stands alone: at least t members say over a sid that binds `model_hash` who survived. That attests
+        the model behind the hash and makes a claimed sum attributable. It cannot show that the sum is that of
+        the masked vectors.
 
         Raises:
-            SecAggError: wrong_session, or as `check_confirmations`.
+            SecAggError: wrong_session, malformed_message, duplicate_member, cohort_too_small, unknown_member or
+                survivor_unknown for lists that no honest client would have signed; or as `check_confirmations`.
         """
         same = transcript.kid == self.kid and transcript.model_hash == model_hash
         require(same, Code.WRONG_SESSION, "transcript of another session or model")
+        self.check_cohort(transcript.u2)
+        self.check_cohort(transcript.survivors)
+        require(set(transcript.u2) <= set(self.public_keys), Code.UNKNOWN_MEMBER, "U2 beyond the roster")
+        require(set(transcript.survivors) <= set(transcript.u2), Code.SURVIVOR_UNKNOWN, "survivors beyond U2")
         sid = self.sid(transcript.u1_hash, transcript.u2, model_hash)
         self.check_confirmations(sid, transcript.survivors, transcript.signatures)
 
@@ -168,15 +219,16 @@ class SessionContext:
         return len(component.owners & set(survivors)) >= self.params.floor(component.name)
 
     def release_plan(self, u2: Iterable[str], u3: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Dealer -> the secrets of which shares may be released; never both kinds for one dealer.
+        """Dealer -> the secrets of which its holders may release shares; never both kinds for one dealer.
 
         A survivor's seeds are opened for components above their floor. The masking key of a member that sent
         shares but no vector is opened only where a component above its floor needs it.
         """
         survivors = set(u3)
+        open_ones = {spec.name for spec in self.schema.components if self.is_open(spec, survivors)}
         plan: dict[str, tuple[str, ...]] = {}
         for dealer in sorted(u2):
-            opened = [spec for spec in self.schema.owned_by(dealer) if self.is_open(spec, survivors)]
+            opened = [spec for spec in self.schema.owned_by(dealer) if spec.name in open_ones]
             if dealer in survivors:
                 names = tuple(seed_name(spec.name) for spec in opened)
             else:
@@ -184,11 +236,6 @@ class SessionContext:
             if names:
                 plan[dealer] = names
         return plan
-
-
-def masked_statement(sid: bytes, sender: str, slice_hashes: Mapping[str, bytes]) -> bytes:
-    """What a client signs about its masked vector (stage 3): the SHA-256 of every slice."""
-    return encode("sign/masked", [sid, sender, slice_hashes])
 
 
 def survivors_statement(sid: bytes, survivors: Iterable[str]) -> bytes:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
+from math import prod
 
 from secure_fed.errors import SecAggError
 from secure_fed.secagg.codes import Code
@@ -61,15 +63,18 @@ def combine(shares: Mapping[int, int], threshold: int) -> bytes:
     return value.to_bytes(SECRET_BYTES, "big")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _weights_at_zero(points: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange's basis polynomials at zero; all secrets of a round are combined over few point sets."""
+    """Lagrange's basis polynomials at zero; the secrets of a round are combined over few point sets.
+
+    The denominators are inverted together (Montgomery's trick): one modular inverse a point set.
+    """
+    numerators = [prod(other for other in points if other != x) for x in points]
+    denominators = [prod(other - x for other in points if other != x) for x in points]
+    before = list(accumulate(denominators, lambda product, factor: product * factor % PRIME, initial=1))
+    inverse = pow(before.pop(), -1, PRIME)
     weights = []
-    for x in points:
-        numerator, denominator = 1, 1
-        for other in points:
-            if other != x:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - x) % PRIME
-        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
-    return tuple(weights)
+    for numerator, denominator, product in zip(*map(reversed, (numerators, denominators, before)), strict=True):
+        weights.append(numerator * inverse * product % PRIME)
+        inverse = inverse * denominator % PRIME
+    return tuple(reversed(weights))

@@ -31,7 +31,9 @@ def deal(
 ) -> dict[str, Dealt]:
     """Share the secrets (name -> 32 bytes) among the holders and the dealer: holder -> signed shares."""
     points = {holder: context.point(holder) for holder in holders}
-    split = {name: shamir.split(secret, context.params.threshold, points.values()) for name, secret in secrets.items()}
+    split = {
+        name: shamir.split(secret, context.params.share_threshold, points.values()) for name, secret in secrets.items()
+    }
     dealt = {}
     for holder, point in points.items():
         shares = {name: split[name][point].to_bytes(shamir.SHARE_BYTES, "big") for name in secrets}

@@ -8,78 +8,101 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from secure_fed.errors import BudgetExhausted, DataError, RunAborted
+from secure_fed.errors import BudgetExhausted, DataError, RunAborted, SecAggError
+from secure_fed.federation.announcement import Outcome
 from secure_fed.federation.facts import Federation
-from secure_fed.federation.wire import Header
-from secure_fed.methods.base import StatisticPhase
+from secure_fed.federation.track import Track, follow
+from secure_fed.federation.wire import Array, part
+from secure_fed.identity import Roster
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.server.announced import Opened
 from secure_fed.server.evaluation import ALL_PRESENT, Scores, evaluate
-from secure_fed.server.round import Coordinator, RoundBurned, RoundResult
-from secure_fed.strategies import State, Vector, step
+from secure_fed.server.round import Coordinator, Place, RoundBurned, RoundResult
 
 
 @dataclass
 class Progress:
-    """Where a run stands between two rounds."""
+    """Where a run stands between two rounds. `attempt` is the next unused session number."""
 
     run: str
     step: int = 0
     round: int = 0
+    attempt: int = 0
     burned: int = 0
     skipped: int = 0
     resumed: int = 0
     wall_s: float = 0.0
-    states: dict[str, State] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Held:
+    """The model's track, and what the sites need to follow to it: the last opened round (None at the beginning)."""
+
+    track: Track
+    opened: Opened | None = None
+
+
+ServerStep = Callable[[int, Track, RoundResult], Track]
+"""(step, track, result) -> the track after it, for strategies that sites cannot recompute."""
 
 
 class Trainer:
     """Runs the schedule from wherever the checkpoint stands.
 
     `epsilon_max` tells the largest epsilon of any site after a number of scheduled steps, from the public plans;
-    `report` gets each round's line of metrics.
+    `report` gets each round's line of metrics; `members` gives the federation and roster in force, before each round;
+    `unverified_step` stands in for the strategy where it is Flower's.
     """
 
     def __init__(
         self,
-        federation: Federation,
         coordinator: Coordinator,
         holdout: Batch,
         folder: Path,
         epsilon_max: Callable[[int], float | None],
         report: Callable[[dict[str, Any]], None],
+        members: Callable[[], tuple[Federation, Roster]],
+        unverified_step: ServerStep | None = None,
     ) -> None:
-        self.federation = federation
         self.coordinator = coordinator
         self.holdout = holdout
         self.folder = folder
         self.epsilon_max = epsilon_max
         self.report = report
+        self.members = members
+        self.unverified_step = unverified_step
 
-    def run(self, model: MultimodalModel, progress: Progress) -> dict[str, Scores]:
-        """Train to the end of the schedule; returns the final scores by missing modality."""
+    @property
+    def federation(self) -> Federation:
+        """The run's public facts under the roster in force."""
+        return self.coordinator.federation
+
+    def run(self, held: Held, progress: Progress) -> tuple[Held, dict[str, Scores]]:
+        """Train to the end of the schedule; returns what is held then and the final scores by missing modality."""
         config = self.federation.config
         total = config.federation.rounds
+        model = held.track.load_into(self.federation.new_model())
         scores: dict[str, Scores] = {}
         while progress.step < total:
             began = time.monotonic()
             try:
-                result = self._round(model, progress)
+                result = self._round(held, progress)
             except BudgetExhausted:
                 # Interruptions have used up the spare rounds of this phase: what is left of the schedule goes on.
                 progress.step += 1
                 progress.round += 1
                 progress.skipped += 1
-                save_checkpoint(self.folder, model, progress)
+                self._save(held, progress)
                 continue
-            self._apply(result, model, progress)
+            held = self._apply(result, held, progress)
+            held.track.load_into(model)
             last = progress.step == total - 1
             if last or progress.step % config.evaluation.every == 0:
                 scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
@@ -90,42 +113,60 @@ class Trainer:
             progress.step += 1
             progress.round += 1
             append_metrics(self.folder, line)
-            save_checkpoint(self.folder, model, progress)
+            self._save(held, progress)
             self.report(line)
-        return scores or evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
+        if not scores:
+            scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
+        return held, scores
 
-    def _round(self, model: MultimodalModel, progress: Progress) -> RoundResult:
+    def _round(self, held: Held, progress: Progress) -> RoundResult:
         """One scheduled step; a burned round is repeated under a new number, as often as was budgeted."""
         spare = self.federation.config.federation.spare_rounds
+        total = self.federation.config.federation.rounds
         for _ in range(spare + 1):
+            self._take_roster()
+            place = Place(progress.run, progress.step, progress.round)
+            following = None
+            if progress.step + 1 < total:
+                following = Place(progress.run, progress.step + 1, progress.round + 1)
             try:
-                return self.coordinator.run_round(Header(progress.run, progress.step, progress.round, 0), model)
+                return self.coordinator.run_round(place, held.track, held.opened, following)
             except RoundBurned as burned:
                 progress.round += 1
                 progress.burned += 1
                 code = burned.code
                 # A run that is killed now must not come back to a round number that sites have released.
-                save_checkpoint(self.folder, model, progress)
+                self._save(held, progress)
         raise RunAborted(
             f"step {progress.step} was burned {spare + 1} times while its sums were opened ({code}); the "
             f"{spare} spare rounds of the budget are used up. The ledgers stand; a new run needs a new budget"
         )
 
-    def _apply(self, result: RoundResult, model: MultimodalModel, progress: Progress) -> None:
-        statistics = {
-            phase.slice_name: phase
-            for phase in self.federation.phases_at(progress.step)
-            if isinstance(phase, StatisticPhase)
-        }
-        for name, mean in result.means.items():
-            if name in statistics:
-                statistics[name].solve(model, mean.astype(np.float64))
-            else:
-                state = progress.states.get(name, State())
-                parameters, progress.states[name] = step(
-                    self.federation.config.strategy, model.get_component(name), state, mean
-                )
-                model.set_component(name, parameters)
+    def _take_roster(self) -> None:
+        federation, roster = self.members()
+        if roster.digest() != self.coordinator.roster.digest():
+            self.coordinator.change_members(federation, roster)
+
+    def _apply(self, result: RoundResult, held: Held, progress: Progress) -> Held:
+        """The server's step, the same that every site takes where it can be recomputed."""
+        if self.unverified_step is not None:
+            track = self.unverified_step(progress.step, held.track, result)
+        else:
+            track = self._followed(result, held, progress)
+        return Held(track, result.opened)
+
+    def _followed(self, result: RoundResult, held: Held, progress: Progress) -> Track:
+        try:
+            return follow(self.federation, progress.step, held.track, result.means)
+        except SecAggError as error:
+            raise RunAborted(
+                f"the server step of round {progress.round} gives a model that is not finite ({error}); the checkpoint "
+                "before it stands. Begin a new run with a lower strategy.learning_rate"
+            ) from error
+
+    def _save(self, held: Held, progress: Progress) -> None:
+        progress.attempt = self.coordinator.attempt
+        save_checkpoint(self.folder, held, progress)
 
     def _line(self, result: RoundResult, scores: dict[str, Scores], progress: Progress, wall: float) -> dict[str, Any]:
         line: dict[str, Any] = {
@@ -137,6 +178,7 @@ class Trainer:
             "survivors": result.survivors,
             "contributors": {name: list(sites) for name, sites in result.contributors.items()},
             "kept": list(result.kept),
+            "exchanges": result.traffic.exchanges,
             "bytes_up": result.traffic.bytes_up,
             "bytes_down": result.traffic.bytes_down,
             "wall_s": round(wall, 4),
@@ -159,12 +201,12 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line, sort_keys=False, allow_nan=False) + "\n")
 
 
-def save_model(path: Path, model: MultimodalModel) -> None:
+def save_model(path: Path, track: Track) -> None:
     """The model's components as safetensors, replaced in one step."""
-    _save_tensors(path, {name: model.get_component(name) for name in model.components()})
+    _save_tensors(path, dict(track.parameters))
 
 
-def _save_tensors(path: Path, tensors: dict[str, Vector], metadata: dict[str, str] | None = None) -> None:
+def _save_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
@@ -182,34 +224,31 @@ def load_model(path: Path, model: MultimodalModel) -> None:
         model.set_component(name, values)
 
 
-def save_checkpoint(folder: Path, model: MultimodalModel, progress: Progress) -> None:
-    """Model, strategy state and place in the schedule, in one file that is replaced in one step."""
+def save_checkpoint(folder: Path, held: Held, progress: Progress) -> None:
+    """Track, last opened round and place in the schedule, in one file that is replaced in one step."""
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
-    tensors = {f"model/{name}": model.get_component(name) for name in model.components()}
-    for name, state in progress.states.items():
-        tensors |= {f"state/{name}/{moment}": values for moment, values in state.moments.items()}
-    facts = {key: value for key, value in vars(progress).items() if key != "states"}
-    facts["state_steps"] = {name: state.steps for name, state in progress.states.items()}
-    _save_tensors(checkpoint / "last.safetensors", tensors, {"progress": json.dumps(facts)})
+    tensors = held.track.to_arrays("track")
+    facts: dict[str, Any] = {"progress": vars(progress), "steps": held.track.steps, "outcome": None}
+    if held.opened is not None:
+        tensors |= held.opened.before.to_arrays("before")
+        tensors |= {f"sum/{name}": packed for name, packed in held.opened.sums.items()}
+        facts["outcome"] = held.opened.outcome.model_dump(mode="json")
+    _save_tensors(checkpoint / "last.safetensors", tensors, {"facts": json.dumps(facts)})
 
 
-def load_checkpoint(folder: Path, model: MultimodalModel) -> Progress:
-    """Put the last checkpoint into `model` and return where the run stood; raises DataError if there is none."""
+def load_checkpoint(folder: Path) -> tuple[Held, Progress]:
+    """What `save_checkpoint` wrote last; raises DataError if there is none."""
     from safetensors import safe_open
 
     path = folder / "checkpoint" / "last.safetensors"
     if not path.is_file():
         raise DataError(f"{folder} has no checkpoint: the run ended before it began; start it again in a new folder")
     with safe_open(path, framework="numpy") as file:
-        facts = json.loads(file.metadata()["progress"])
+        facts = json.loads(file.metadata()["facts"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    steps = facts.pop("state_steps")
-    progress = Progress(**facts)
-    for name in model.components():
-        model.set_component(name, tensors[f"model/{name}"])
-    for name, count in steps.items():
-        prefix = f"state/{name}/"
-        moments = {key.removeprefix(prefix): v for key, v in tensors.items() if key.startswith(prefix)}
-        progress.states[name] = State(count, moments)
-    return progress
+    opened = None
+    if facts["outcome"] is not None:
+        outcome = Outcome.model_validate(facts["outcome"])
+        opened = Opened(outcome, part(tensors, "sum"), Track.from_arrays(tensors, "before", outcome.steps))
+    return Held(Track.from_arrays(tensors, "track", facts["steps"]), opened), Progress(**facts["progress"])

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secure_fed.cli import app
+from secure_fed.client import site as client_site
 from secure_fed.client.site import SiteClient
 from secure_fed.client.training import LocalTraining
 from secure_fed.engines import runner
@@ -143,7 +144,7 @@ PLACES = {
     "after a site reserved, before it trained": (LocalTraining, "_reserve", 8, True),
     "after a site kept its update, before it masked": (SiteClient, "_update", 8, True),
     "after some sites opened the sum": (SiteClient, "_unmask", 8, True),
-    "after a site erased its update, before it settled": (SiteClient, "_ledger", 8, False),
+    "after a site erased its update, before it settled": (client_site, "open_ledger", 8, False),
     "after the sum was opened, before the model moved": (server_training.Trainer, "_apply", 2, False),
     "after metrics were written, before the checkpoint": (server_training, "append_metrics", 2, True),
     "after the last round": (runner, "save_model", 1, False),
@@ -270,7 +271,7 @@ def test_a_run_in_which_sites_drop_out_finishes_and_counts_them(make_config, tmp
 
 def test_a_run_that_loses_too_many_sites_stops_with_code_4_and_can_be_resumed(make_config, tmp_path) -> None:
     folder = tmp_path / "run"
-    config = make_config("federation.dropout=0.95", "federation.max_attempts=2", folder=folder)
+    config = make_config("federation.dropout=0.95", "secagg.max_attempts=2", folder=folder)
     with pytest.raises(RunAborted, match=r"failed in all 2 attempts.*resume") as stopped:
         start(config)
     assert stopped.value.exit_code == 4

@@ -61,7 +61,7 @@ def verify(*arguments: str | Path) -> tuple[int, str]:
 
 def test_every_file_is_there_and_no_temporary_one(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir() if path.is_file()} == FILES
-    assert {path.name for path in finished_run.iterdir() if path.is_dir()} == {"checkpoint", "sites"}
+    assert {path.name for path in finished_run.iterdir() if path.is_dir()} == {"checkpoint", "private", "sites"}
     for site in (finished_run / "sites").iterdir():
         assert {path.name for path in site.iterdir()} == {"policy.yaml", "ledger.jsonl", "private"}
         assert not yaml.safe_load((site / "policy.yaml").read_text())["lifetime_claim"]

@@ -10,9 +10,10 @@ from secure_fed.data.records import ModalitySpec, Records, Schema
 from secure_fed.errors import ConfigError
 from secure_fed.methods import build
 from secure_fed.methods.base import component_modalities, owns, shared_pairs, translator_name
+from secure_fed.methods.exact_linalg import project_psd
 from secure_fed.methods.fin import FinConfig, translation_loss
 from secure_fed.methods.modality_dropout import ModalityDropout, ModalityDropoutConfig
-from secure_fed.methods.ridge import RidgeConfig, moments, project_psd, unpack_moments
+from secure_fed.methods.ridge import RidgeConfig, moments, unpack_moments
 from secure_fed.methods.zero_fill import ZeroFillConfig
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import LinearTranslatorConfig, ModelConfig

@@ -10,6 +10,7 @@ from secure_fed.data.records import Records
 from secure_fed.errors import ConfigError, DataError
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
+from secure_fed.models.digest import parameters_digest
 from secure_fed.models.multimodal import MultimodalModel, build_model
 
 ALL_PAIRS = [(a, b) for a in ("image", "report", "vitals") for b in ("image", "report", "vitals") if a != b]
@@ -77,6 +78,10 @@ def test_the_digest_sees_a_change_in_the_last_bit(model):
     flat[-1] = np.nextafter(flat[-1], np.float32(1))
     model.set_component("encoder.vitals", flat)
     assert model.digest() != before
+
+
+def test_a_models_hash_is_that_of_its_components(model):
+    assert model.digest() == parameters_digest({name: model.get_component(name) for name in model.components()})
 
 
 def test_rows_of_absent_modalities_have_zero_features_and_present_rows_do_not_notice(model, records):

@@ -39,6 +39,9 @@ class Example:
     privacy: str = "dp"
     secagg: str = "on"
     reproducible: bool = False
+    floors: dict[str, int] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=lambda: {"name": "complete"})
+    server_step: str = "verified"
     dropped: dict[int, tuple[str, ...]] = field(default_factory=lambda: {4: ("site03",), 11: ("site07", "site08")})
     labels: tuple[str, ...] = ("Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Lung Opacity")
     changes: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +57,18 @@ class Example:
 
     def owners(self, component: str) -> list[str]:
         return [site for site, owned in self.owns.items() if COMPONENTS[component][1] <= set(owned)]
+
+    def floor(self, component: str) -> int:
+        return self.floors.get(component, 3)
+
+    def component(self, name: str) -> dict[str, Any]:
+        return {
+            "parameters": COMPONENTS[name][0],
+            "owners": self.owners(name),
+            "floor": self.floor(name) if self.secagg == "on" else None,
+            "dp_only": name in self.floors,
+            "kept": sum(name in row["kept"] for row in self.steps()),
+        }
 
     def takes_part(self, site: str, step: int) -> bool:
         return any(site in self.owners(component) for component in self.components(step))
@@ -80,8 +95,8 @@ class Example:
                     },
                     "participants": len(self.owns),
                     "survivors": len(self.owns) - len(gone),
-                    "contributors": {n: sites for n, sites in contributors.items() if len(sites) >= 3},
-                    "kept": [n for n, sites in contributors.items() if len(sites) < 3],
+                    "contributors": {n: sites for n, sites in contributors.items() if len(sites) >= self.floor(n)},
+                    "kept": [n for n, sites in contributors.items() if len(sites) < self.floor(n)],
                     "bytes_up": 1_534_000,
                     "bytes_down": 2_110_000,
                     "wall_s": 2.31,
@@ -134,19 +149,18 @@ class Example:
                 }
                 for site, owned in self.owns.items()
             },
-            "components": {
-                name: {"parameters": size, "owners": self.owners(name), "floor": 3}
-                for name, (size, _) in COMPONENTS.items()
-            },
+            "components": {name: self.component(name) for name in COMPONENTS},
+            "statistics": {},
+            "server_step": self.server_step,
             "engine": "in_process",
             "wall_s": 74.2,
             "insecure_reproducible": self.reproducible,
-            "warnings": [],
+            "warnings": self.masks()["cautions"] if self.secagg == "on" else [],
             "secagg": {
                 "mode": self.secagg,
-                "threshold": 6,
-                "corrupt": 1,
-                "value_bits": 20,
+                **(self.masks() if self.secagg == "on" else {}),
+                "bytes_up_per_parameter": 3.17,
+                "bytes_down_per_parameter": 3.42,
                 "rounds": [
                     {k: row[k] for k in ("step", "round", "participants", "survivors", "bytes_up", "bytes_down")}
                     for row in steps
@@ -156,6 +170,21 @@ class Example:
             "versions": {"secure_fed": "0.1.0", "torch": "2.13.0", "dp_accounting": "0.6.0"},
         }
         return values | self.changes
+
+    def masks(self) -> dict[str, Any]:
+        cautions = [f"component {name}: DP only, floor {floor}" for name, floor in self.floors.items()]
+        if self.graph["name"] == "k_regular":
+            cautions.append("k-regular graph: semi-malicious server only")
+        return {
+            "threshold": 6,
+            "corrupt": 1,
+            "min_cohort": 6,
+            "floor": 3,
+            "graph": self.graph,
+            "value_bits": 20,
+            "wire_bits": 24,
+            "cautions": cautions,
+        }
 
     def write(self, run: Path) -> Path:
         run.mkdir(parents=True)
@@ -168,7 +197,9 @@ class Example:
             site: Member(public_key=self.keys[site].public_bytes.hex(), owns=owned, declared_n=375)
             for site, owned in self.owns.items()
         }
-        Roster.create(members, SigningKey.generate()).save(run / "roster.json")
+        Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes).save(
+            run / "roster.json"
+        )
         for site in self.owns:
             self.write_ledger(run / "sites" / site / "ledger.jsonl", site)
         return run

@@ -42,6 +42,24 @@ def test_card_states_guarantee_figures_and_limits(finished):
     assert "Ownership of modalities: 5:1:4" in text
 
 
+def test_card_says_what_protects_each_component_and_how_the_server_step_was_checked(tmp_path, example):
+    example.floors, example.server_step = {"encoder.text": 1, "fusion": 2}, "unverified"
+    text = write_model_card(example.write(tmp_path / "run")).read_text(encoding="utf-8")
+    assert text.startswith("> **DP only, and a single site's update can be seen.**")
+    assert "> **DP only.** The owners of fusion (floor 2)" in text
+    assert "> **Server step: unverified.**" in text
+    for line in (
+        "| Component | Parameters | Owners | Floor | Protected by | Rounds kept masked |",
+        "| encoder.image | 17\u202f328 | 9 | 3 | masks and DP | 0 |",
+        "| encoder.text | 33\u202f280 | 5 | 1 | DP only | 0 |",
+        "| translator.image\\_to\\_text | 1\u202f056 | 4 | 3 | masks and DP | 1 |",
+        "- Bytes a parameter, up and down: 3.17, 3.42",
+        "- Server step: unverified",
+        "threshold 6 of 10, up to 1 corrupt; complete graph",
+    ):
+        assert line in text, line
+
+
 def test_card_without_privacy_warns_first_and_guarantees_nothing(tmp_path, example):
     example.rounds, example.privacy = 3, "off"
     text = write_model_card(example.write(tmp_path / "run")).read_text(encoding="utf-8")
@@ -80,6 +98,14 @@ def test_headline_warns_before_the_figures(example):
     text = printed(example.summary())
     places = [text.index(word) for word in ("Privacy is off", "Insecure", "aggregation is off", "AUROC")]
     assert places == sorted(places)
+
+
+def test_headline_says_what_dp_alone_protects(example):
+    example.floors, example.server_step = {"encoder.text": 1, "fusion": 2}, "unverified"
+    text = printed(example.summary())
+    for said in ("a single site's update can be seen", "DP only", "fusion (floor 2)", "Server step: unverified"):
+        assert said in text
+    assert text.count("encoder.text") == 1, "what the writer says shorter is not repeated"
 
 
 def test_headline_prints_markup_as_it_is(example):
@@ -122,6 +148,9 @@ def test_an_epsilon_never_looks_smaller_than_it_is(value, text):
         (formats.ranges, ["site01", "site02", "site03", "site09", "site10"], "site01–site03, site09, site10"),
         (formats.ranges, ["berlin", "bonn", "site9", "site10", "site11"], "berlin, bonn, site9–site11"),
         (formats.listed, ["a", "b", "c"], "a, b and c"),
+        (formats.spans, [3, 5, 6, 7, 9], "3, 5–7, 9"),
+        (formats.spans, list(range(0, 60, 2)), "30 of them"),
+        (formats.spans, [], ""),
     ],
 )
 def test_numbers_and_names_are_written_for_people(function, value, text):

@@ -26,6 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.html = html
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
         self._inside: list[str] = []
@@ -102,6 +103,10 @@ def warnings_above_everything(run) -> str:
         ({"changes": {"warnings": ["the moon is full"]}}, "the moon is full"),
         ({"changes": {"rounds_charged_again": 1}}, "1 round had to be charged again"),
         ({"changes": {"status": "aborted"}}, "The run's status is aborted"),
+        ({"floors": {"encoder.text": 2}}, "DP only. The owners of encoder.text (floor 2) opted for a floor"),
+        ({"floors": {"encoder.text": 1}}, "then sees that one site's own update, unmasked"),
+        ({"graph": {"name": "k_regular", "degree": 34, "threshold": 22}}, "Semi-malicious server only"),
+        ({"server_step": "unverified"}, "Server step: unverified"),
         ({"changes": {"epsilon_target": 1.0}}, "Over budget"),
         ({}, "No lifetime claim"),
     ],
@@ -117,6 +122,24 @@ def test_a_warning_that_the_writer_repeats_is_shown_once(tmp_path, example):
     example.rounds, example.privacy = 3, "off"
     example.changes = {"warnings": ["privacy=off: for comparison only", "Privacy=off!"]}
     assert warnings_above_everything(example.write(tmp_path / "run")).count("rivacy=off") == 1
+
+
+def test_a_writers_warning_is_left_out_only_where_the_same_is_said_at_greater_length(tmp_path, example):
+    example.rounds = 3
+    said = ["component x: DP only, floor 2", "k-regular graph: semi-malicious server only", "server_step: unverified"]
+    example.changes = {"warnings": said}
+    top = warnings_above_everything(example.write(tmp_path / "run"))
+    assert all(text in top for text in said), "nothing else on the page says it"
+
+
+def test_lowered_floors_with_privacy_off_leave_nothing_that_protects(tmp_path, example):
+    example.rounds, example.privacy, example.floors = 3, "off", {"encoder.text": 1, "fusion": 2}
+    run = example.write(tmp_path / "run")
+    top = warnings_above_everything(run)
+    assert "nothing protects that update" in top
+    assert "Against them nothing protects what is left" in top
+    assert "differential privacy alone" not in top
+    assert row_of(page(run), "encoder.text")[4] == "nothing"
 
 
 @pytest.mark.parametrize("change", [{"privacy": "off"}, {"reproducible": True}])
@@ -188,6 +211,77 @@ def test_grid_counts_rounds_by_site_and_marks_rounds_below_the_floor(good, finis
     assert "site06 does not own encoder.image" in html
     assert "round 12: contributors below the floor, the old value was kept" in html
     assert html.count('class="below"') == 2
+
+
+def row_of(parsed: Page, component: str) -> list[str]:
+    """The cells of a component's row in the table of components."""
+    table = parsed.html[parsed.html.index("<h2>Components</h2>") :]
+    row = re.search(rf"<tr><td><code>{re.escape(component)}</code>.*?</tr>", table, re.DOTALL)
+    return [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td.*?</td>", row.group(), re.DOTALL)]
+
+
+def test_each_component_has_its_owners_floor_protection_and_the_rounds_in_which_it_stayed_masked(tmp_path, example):
+    example.floors = {"encoder.text": 2}
+    parsed = page(example.write(tmp_path / "run"))
+    expected = {
+        "encoder.image": ["17\u202f328", "site01–site05, site07–site10", "3", "masks and DP", "10", "0", ""],
+        "encoder.text": ["33\u202f280", "site06–site10", "2", "DP only", "10", "0", ""],
+        "translator.image_to_text": ["1\u202f056", "site07–site10", "3", "masks and DP", "2", "1", "12"],
+    }
+    for name, cells in expected.items():
+        assert row_of(parsed, name) == [name, *cells]
+
+
+def test_a_statistic_has_a_row_and_what_is_solved_from_it_has_no_floor(tmp_path, example):
+    example.rounds = 3
+    solved = {**example.component("translator.image_to_text"), "floor": None}
+    example.changes = {
+        "components": {"translator.image_to_text": solved},
+        "statistics": {"statistic.image_to_text": {**solved, "floor": 3, "parameters": 4225}},
+    }
+    run = example.write(tmp_path / "run")
+    text = (run / "metrics.jsonl").read_text().replace("translator.image_to_text", "statistic.image_to_text")
+    (run / "metrics.jsonl").write_text(text)
+    parsed = page(run)
+    assert row_of(parsed, "translator.image_to_text")[3:5] == ["–", "–"]
+    assert row_of(parsed, "statistic.image_to_text")[1:5] == ["4\u202f225", "site07–site10", "3", "masks and DP"]
+
+
+def test_the_masks_are_described_with_graph_thresholds_and_traffic(tmp_path, example, good):
+    for said in (
+        *("complete graph", "Threshold 6 sites", "Bytes a parameter, up and down 3.17, 3.42", "Server step verified"),
+        "They hold against a malicious coordinator that colludes with up to 1 site.",
+    ):
+        assert said in good.text, said
+    example.rounds, example.floors = 3, {"fusion": 1}
+    example.graph = {"name": "k_regular", "degree": 34, "threshold": 22}
+    text = page(example.write(tmp_path / "run")).text
+    for said in (
+        *(
+            "semi-malicious server only: 34 neighbours each, 22 of their shares",
+            "Components that DP alone protects fusion",
+        ),
+        "They hold against a semi-malicious coordinator that colludes with up to 1 site; not for fusion",
+        "Of fusion, a single site's own update too",
+        "component fusion: DP only, floor 1; k-regular graph: semi-malicious server only",
+    ):
+        assert said in text, said
+
+
+def test_without_masks_no_floor_graph_or_protection_by_masks_is_stated(tmp_path, example):
+    example.rounds, example.secagg, example.server_step = 3, "off", "unverified"
+    parsed = page(example.write(tmp_path / "run"))
+    assert row_of(parsed, "fusion")[3:5] == ["–", "DP only"]
+    assert "masks and DP" not in parsed.text
+    assert "The masks" not in parsed.text
+    assert "Bytes a parameter, up and down" in parsed.text
+
+
+def test_a_sum_of_one_site_is_told_in_the_paragraph(tmp_path, example):
+    example.floors = {"translator.image_to_text": 1, "translator.text_to_image": 1}
+    example.dropped = {11: ("site07", "site08", "site09")}
+    text = page(example.write(tmp_path / "run")).text
+    assert "Of 34 sums that the coordinator opened, 2 had a single contributor, and with it that site's own" in text
 
 
 def test_survivors_are_drawn_only_where_somebody_dropped_out(tmp_path, example, good):

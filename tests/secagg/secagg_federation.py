@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import strategies as st
 
 from secure_fed.errors import SecAggError
 from secure_fed.secagg import (
     ClientSession,
     Code,
     ComponentSpec,
+    KRegular,
+    Levels,
     SecAggParams,
     ServerSession,
     SessionContext,
@@ -25,6 +29,7 @@ from secure_fed.secagg import (
 from secure_fed.secagg.messages import Survivors
 
 MODEL = hashlib.sha256(b"model").digest()
+BASIS = hashlib.sha256(b"model and optimizer state").digest()
 STAGES = (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK)
 
 
@@ -49,6 +54,7 @@ def make_context(
     min_cohort: int = 1,
     floors: Mapping[str, int] | None = None,
     dp_only: frozenset[str] = frozenset(),
+    graph: KRegular | None = None,
 ) -> SessionContext:
     """Components map a name to (size, owners as positions from 0); by default one that everybody owns."""
     names = sorted(identities(count))
@@ -66,6 +72,7 @@ def make_context(
         clip=1.0,
         floors=floors or {},
         dp_only=dp_only,
+        graph=graph,
     )
     public = {name: key.public_key().public_bytes_raw() for name, key in identities(count).items()}
     roster = hashlib.sha256(b"roster").digest()
@@ -87,45 +94,89 @@ def random_vectors(context: SessionContext, seed: int) -> dict[str, dict[str, np
     }
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a client sends: the message, and in stage 3 the packed slices beside it."""
+
+    message: bytes
+    slices: Mapping[str, np.ndarray] | None = None
+
+    def __bytes__(self) -> bytes:
+        """Everything that travels, for tests that look for what must not be in it."""
+        return self.message + b"".join(data.tobytes() for data in (self.slices or {}).values())
+
+
 @dataclass
 class Federation:
-    """All members and a server; between any two messages a client lives only as stored bytes."""
+    """All members and a server; between any two messages a client lives only as stored bytes.
+
+    Attributes:
+        vectors: member -> component -> uint32 levels.
+        bases, models: member -> what it starts from and trains on, where that is not BASIS and MODEL.
+        basis: what the server compares advertisements with; None for a server that does not.
+    """
 
     context: SessionContext
     vectors: dict[str, dict[str, np.ndarray]]
     models: Mapping[str, bytes] = field(default_factory=dict)
+    bases: Mapping[str, bytes] = field(default_factory=dict)
+    basis: bytes | None = BASIS
+    threads: int = 1
 
     def __post_init__(self) -> None:
         self.signers = {name: key.sign for name, key in identities(self.context.params.members).items()}
-        self.server = ServerSession(self.context)
+        self.server = ServerSession(self.context, self.basis, self.threads)
         self.stored = {
             name: ClientSession(self.context, name, self.signers[name]).to_bytes() for name in self.context.members
         }
-        self.received: list[tuple[Stage, str, bytes]] = []
+        self.received: list[tuple[Stage, str, Reply]] = []
+
+    def fork(self) -> Federation:
+        """A copy that goes its own way from here on, with the same session, keys and stored states."""
+        twin = copy.copy(self)
+        twin.server = copy.deepcopy(self.server, {id(self.context): self.context})
+        twin.stored, twin.received = dict(self.stored), list(self.received)
+        return twin
 
     def client(self, name: str) -> ClientSession:
         """The client as a new process would restore it."""
         return ClientSession.from_bytes(self.stored[name], self.context, name, self.signers[name])
 
-    def answer(self, name: str, stage: Stage, request: bytes) -> bytes:
+    def sources(self, name: str) -> dict[str, Levels]:
+        bits = self.context.params.value_bits
+        return {component: Levels(values, bits) for component, values in self.vectors[name].items()}
+
+    def step(self, session: ClientSession, stage: Stage, request: bytes) -> Reply:
+        """Let a session make its message for the stage."""
+        name = session.name
+        if stage is Stage.ADVERTISE:
+            return Reply(session.advertise(self.bases.get(name, BASIS)))
+        if stage is Stage.MASK:
+            masked = session.mask(request, self.sources(name), self.models.get(name, MODEL), self.threads)
+            return Reply(masked.message, masked.slices)
+        steps = {Stage.SHARE: session.share, Stage.CONFIRM: session.confirm, Stage.UNMASK: session.unmask}
+        return Reply(steps[stage](request))
+
+    def reply(self, name: str, stage: Stage, request: bytes) -> Reply:
         """Let the client make its message for the stage; its new state is stored only if it succeeds."""
         session = self.client(name)
-        steps: dict[Stage, Callable[[], bytes]] = {
-            Stage.ADVERTISE: session.advertise,
-            Stage.SHARE: lambda: session.share(request),
-            Stage.MASK: lambda: session.mask(request, self.vectors[name], self.models.get(name, MODEL)),
-            Stage.CONFIRM: lambda: session.confirm(request),
-            Stage.UNMASK: lambda: session.unmask(request),
-        }
-        reply = steps[stage]()
+        reply = self.step(session, stage, request)
         self.stored[name] = session.to_bytes()
         return reply
 
+    def answer(self, name: str, stage: Stage, request: bytes) -> bytes:
+        """The message of `reply`, without what travels beside it."""
+        return self.reply(name, stage, request).message
+
+    def deliver(self, name: str, reply: Reply) -> bool:
+        """What `ServerSession.receive` says to it."""
+        return self.server.receive(name, reply.message, reply.slices)
+
     def collect(
         self,
-        absent: set[str] = frozenset(),
+        absent: Collection[str] = frozenset(),
         tamper: Callable[[str, bytes], bytes] | None = None,
-        tolerate: set[str] = frozenset(),
+        tolerate: Collection[str] = frozenset(),
     ) -> None:
         """Play one stage up to `advance`; a client that fails with a tolerated code is silent."""
         stage = self.server.stage
@@ -133,26 +184,25 @@ class Federation:
             if name in absent:
                 continue
             try:
-                reply = self.answer(name, stage, self.server.request(name))
+                reply = self.reply(name, stage, self.server.request(name))
             except SecAggError as error:
                 if error.code in tolerate:
                     continue
                 raise
             if tamper is not None:
-                reply = tamper(name, reply)
+                reply = Reply(tamper(name, reply.message), reply.slices)
             self.received.append((stage, name, reply))
-            self.server.receive(name, reply)
+            self.deliver(name, reply)
 
     def play(
         self,
         until: Stage = Stage.DONE,
-        drops: Mapping[Stage, set[str]] | None = None,
-        tolerate: set[str] = frozenset(),
+        drops: Mapping[Stage, Collection[str]] | None = None,
+        tolerate: Collection[str] = frozenset(),
     ) -> None:
         """Play stages until `until` is the current one; `drops` says who is silent from which stage on."""
         while self.server.stage is not until:
-            if self.server.stage is Stage.MASK:
-                self.server.bind_model(MODEL)
+            bind(self)
             self.collect(absent=(drops or {}).get(self.server.stage, set()), tolerate=tolerate)
             self.server.advance()
 
@@ -166,6 +216,12 @@ def make_federation(*args, seed: int = 7, **kwargs) -> Federation:
     return Federation(context, random_vectors(context, seed))
 
 
+def bind(federation: Federation) -> None:
+    """Name the model to the server where that is due."""
+    if federation.server.stage is Stage.MASK and not federation.server._model_hash:
+        federation.server.bind_model(MODEL)
+
+
 def refused(code: Code):
     return pytest.raises(SecAggError, match=f"^{code}")
 
@@ -173,10 +229,34 @@ def refused(code: Code):
 def at(stage: Stage, *args, **kwargs) -> Federation:
     federation = make_federation(*args, **kwargs)
     federation.play(until=stage)
-    if stage is Stage.MASK:
-        federation.server.bind_model(MODEL)
+    bind(federation)
     return federation
 
 
 def survivors_of(federation: Federation) -> Survivors:
     return Survivors.from_bytes(federation.server.request("site01"))
+
+
+@st.composite
+def disturbances(draw):
+    """Flip, cut, extend or replace bytes of a message of any length; never leaves it as it was."""
+    how = draw(st.sampled_from(["flip", "cut", "extend", "replace"]))
+    where = draw(st.floats(0, 1, exclude_max=True))
+    flip, junk = draw(st.integers(1, 255)), draw(st.binary(min_size=1, max_size=40))
+
+    def disturb(data: bytes) -> bytes:
+        position = int(where * len(data))
+        if how == "flip":
+            return data[:position] + bytes([data[position] ^ flip]) + data[position + 1 :]
+        return {"cut": data[:position], "extend": data + junk, "replace": junk}[how]
+
+    return disturb
+
+
+def from_plain(value):
+    """JSON has no bytes: {"hex": ...} stands for them."""
+    if isinstance(value, dict):
+        if set(value) == {"hex"}:
+            return bytes.fromhex(value["hex"])
+        return {key: from_plain(item) for key, item in value.items()}
+    return [from_plain(item) for item in value] if isinstance(value, list) else value

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 
 import pytest
-from secagg_federation import MODEL, Federation, at, make_federation, refused, survivors_of
+from secagg_federation import BASIS, MODEL, Federation, at, make_federation, refused, survivors_of
 
 from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.secagg import ClientSession, Code, SecAggParams, Stage
@@ -27,12 +27,17 @@ from secure_fed.secagg.session import MASK_KEY, seed_name, survivors_statement
 OTHER_MODEL = hashlib.sha256(b"another model").digest()
 
 
+def advertisements(federation: Federation) -> dict[str, bytes]:
+    """Member -> its advertisement, in the order in which the server sends them."""
+    return dict(sorted(federation.server._advertisements.items()))
+
+
 # Keys and advertisements
 
 
 def test_key_substitution_in_an_advertisement_is_refused():
     federation = at(Stage.SHARE)
-    listed = [Advertise.from_bytes(raw) for raw in federation.server._advertisements.values()]
+    listed = [Advertise.from_bytes(raw) for raw in advertisements(federation).values()]
     for field in ("cipher_key", "mask_key"):
         forged = [dataclasses.replace(item) for item in listed]
         forged[1] = dataclasses.replace(listed[1], **{field: listed[2].cipher_key})
@@ -43,23 +48,23 @@ def test_key_substitution_in_an_advertisement_is_refused():
 
 def test_substitution_of_the_clients_own_key_is_refused_even_when_validly_signed():
     federation = at(Stage.SHARE)
-    again = ClientSession(federation.context, "site01", federation.signers["site01"]).advertise()
-    raw = {**federation.server._advertisements, "site01": again}
+    again = ClientSession(federation.context, "site01", federation.signers["site01"]).advertise(BASIS)
+    raw = {**advertisements(federation), "site01": again}
     with refused(Code.OWN_KEY_CHANGED):
         federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
 
 
 def test_advertisement_of_a_stranger_is_refused():
     federation, larger = at(Stage.SHARE, 4), make_federation(5)
-    stranger = ClientSession(larger.context, "site05", larger.signers["site05"]).advertise()
-    raw = (*federation.server._advertisements.values(), stranger)
+    stranger = ClientSession(larger.context, "site05", larger.signers["site05"]).advertise(BASIS)
+    raw = (*advertisements(federation).values(), stranger)
     with refused(Code.UNKNOWN_MEMBER):
         federation.answer("site01", Stage.SHARE, Advertisements(raw).to_bytes())
 
 
 def test_duplicated_member_cannot_fill_up_a_cohort():
     federation = at(Stage.SHARE)
-    raw = list(federation.server._advertisements.values())
+    raw = list(advertisements(federation).values())
     with refused(Code.DUPLICATE_MEMBER):
         federation.answer("site01", Stage.SHARE, Advertisements((raw[0], raw[1], raw[1])).to_bytes())
 
@@ -68,7 +73,7 @@ def test_advertisement_replayed_from_another_round_run_or_attempt_is_refused():
     federation = at(Stage.SHARE)
     for other in ({"round_": 2}, {"run": "other"}, {"attempt": 1}):
         replayed = at(Stage.SHARE, **other).server._advertisements["site02"]
-        raw = {**federation.server._advertisements, "site02": replayed}
+        raw = {**advertisements(federation), "site02": replayed}
         with refused(Code.WRONG_SESSION):
             federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
 
@@ -86,7 +91,7 @@ def test_public_key_of_low_order_is_refused_by_client_and_server():
 
 def test_too_small_a_cohort_gets_no_shares():
     federation = at(Stage.SHARE, min_cohort=5)
-    raw = tuple(federation.server._advertisements.values())[:4]
+    raw = tuple(advertisements(federation).values())[:4]
     with refused(Code.COHORT_TOO_SMALL):
         federation.answer("site01", Stage.SHARE, Advertisements(raw).to_bytes())
 
@@ -96,7 +101,8 @@ def test_too_small_a_cohort_gets_no_shares():
 
 def test_sealed_share_that_was_changed_swapped_or_replayed_ends_the_clients_session():
     federation = at(Stage.MASK)
-    sealed = dict(ShareDelivery.from_bytes(federation.server.request("site01")).sealed)
+    delivery = ShareDelivery.from_bytes(federation.server.request("site01"))
+    sealed = delivery.sealed
     replayed = at(Stage.MASK)  # the same session parameters, other ephemeral keys
     flipped = sealed["site02"][:-1] + bytes([sealed["site02"][-1] ^ 1])
     attacks = {
@@ -108,14 +114,14 @@ def test_sealed_share_that_was_changed_swapped_or_replayed_ends_the_clients_sess
     }
     for attack in attacks.values():
         with refused(Code.SHARE_UNREADABLE):
-            federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, attack).to_bytes())
+            federation.answer("site01", Stage.MASK, dataclasses.replace(delivery, sealed=attack).to_bytes())
 
 
 def test_shares_under_another_set_of_advertisements_do_not_open():
     """A member that advertises one key to some and another to others splits U1, and the split is noticed."""
     federation = at(Stage.SHARE)
-    raw = dict(federation.server._advertisements)
-    second = ClientSession(federation.context, "site05", federation.signers["site05"]).advertise()
+    raw = advertisements(federation)
+    second = ClientSession(federation.context, "site05", federation.signers["site05"]).advertise(BASIS)
     bundle = federation.answer("site02", Stage.SHARE, Advertisements((*list(raw.values())[:4], second)).to_bytes())
     federation.answer("site01", Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
     sealed = {"site02": ShareBundle.from_bytes(bundle).sealed["site01"]}
@@ -123,15 +129,16 @@ def test_shares_under_another_set_of_advertisements_do_not_open():
         other = federation.answer(name, Stage.SHARE, Advertisements(tuple(raw.values())).to_bytes())
         sealed[name] = ShareBundle.from_bytes(other).sealed["site01"]
     with refused(Code.SHARE_UNREADABLE):
-        federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, sealed).to_bytes())
+        delivery = ShareDelivery(federation.context.kid, ("site01", *sealed), sealed)
+        federation.answer("site01", Stage.MASK, delivery.to_bytes())
 
 
 def test_too_few_sharers_get_no_masked_vector():
     federation = at(Stage.MASK)
-    sealed = dict(ShareDelivery.from_bytes(federation.server.request("site01")).sealed)
-    del sealed["site02"], sealed["site03"], sealed["site04"]
+    delivery = ShareDelivery.from_bytes(federation.server.request("site01"))
+    fewer = ShareDelivery(delivery.kid, ("site01", "site05"), {"site05": delivery.sealed["site05"]})
     with refused(Code.COHORT_TOO_SMALL):
-        federation.answer("site01", Stage.MASK, ShareDelivery(federation.context.kid, sealed).to_bytes())
+        federation.answer("site01", Stage.MASK, fewer.to_bytes())
 
 
 # The model
@@ -269,7 +276,7 @@ def test_client_signs_one_survivor_list_only():
     federation = at(Stage.CONFIRM)
     listed = survivors_of(federation)
     federation.answer("site01", Stage.CONFIRM, listed.to_bytes())
-    with refused(Code.WRONG_STAGE):
+    with refused(Code.EQUIVOCATION):
         smaller = dataclasses.replace(listed, survivors=listed.survivors[:4])
         federation.answer("site01", Stage.CONFIRM, smaller.to_bytes())
 

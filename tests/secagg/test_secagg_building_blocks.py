@@ -1,37 +1,26 @@
-"""Known answers and algebra of encoding, PRG, Shamir, ring and parameters."""
+"""Known answers and algebra of encoding, key derivation, Shamir and parameters."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_federation import identities, make_context
+from secagg_federation import from_plain, identities, make_context
 
 from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.secagg import (
     Code,
     ComponentSpec,
-    KeyStream,
     SecAggParams,
     VectorSchema,
     default_threshold,
-    dequantise,
-    largest_value_bits,
-    masking,
-    max_level,
-    quantise,
     shamir,
-    system_dither,
 )
 from secure_fed.secagg.encoding import decode, digest, encode
 from secure_fed.secagg.keys import derive
-from secure_fed.secagg.prg import BLOCK_BYTES
-from secure_fed.secagg.ring import centre
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -41,15 +30,6 @@ def vectors(name: str) -> list[dict]:
 
 
 # Canonical encoding
-
-
-def from_plain(value):
-    """JSON has no bytes: {"hex": ...} stands for them."""
-    if isinstance(value, dict):
-        if set(value) == {"hex"}:
-            return bytes.fromhex(value["hex"])
-        return {key: from_plain(item) for key, item in value.items()}
-    return [from_plain(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("case", vectors("encoding"), ids=lambda case: case["name"])
@@ -106,74 +86,13 @@ def test_values_without_a_canonical_form_are_programming_errors(value):
         encode("test", value)
 
 
-# PRG
-
-
-@pytest.mark.parametrize("case", vectors("prg"), ids=lambda case: case["name"])
-def test_keystream_has_its_known_words(case):
-    words = np.zeros(len(case["words"]), dtype=np.uint32)
-    KeyStream(bytes.fromhex(case["key"])).fill(words)
-    assert words.tolist() == case["words"]
-
-
-@pytest.mark.parametrize("size", [1, 7, BLOCK_BYTES // 4, BLOCK_BYTES // 4 + 1, 3 * BLOCK_BYTES // 4 + 5])
-def test_keystream_is_raw_aes_ctr_across_blocks(size):
-    key = bytes(range(32))
-    cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    raw = np.frombuffer(cipher.update(bytes(4 * size)), dtype="<u4")
-    words = np.zeros(size, dtype=np.uint32)
-    KeyStream(key).fill(words)
-    np.testing.assert_array_equal(words, raw)
-
-
-def test_adding_and_subtracting_a_keystream_cancel():
-    start = np.arange(100_000, dtype=np.uint32)
-    target = start.copy()
-    KeyStream(bytes(32)).add_to(target)
-    assert (target != start).mean() > 0.99
-    KeyStream(bytes(32)).subtract_from(target)
-    np.testing.assert_array_equal(target, start)
-
-
-def test_keystream_refuses_another_type_or_key_length():
-    with pytest.raises(ValueError, match="float32"):
-        KeyStream(bytes(32)).add_to(np.zeros(4, dtype=np.float32))
-    with pytest.raises(ValueError, match="16 bytes"):
-        KeyStream(bytes(16))
+# Derived keys
 
 
 @pytest.mark.parametrize("case", vectors("kdf"), ids=lambda case: case["name"])
 def test_derived_key_has_its_known_value(case):
     secret, session = bytes.fromhex(case["secret"]), bytes.fromhex(case["session"])
     assert derive(secret, case["purpose"], session, case["details"]).hex() == case["key"]
-
-
-def test_no_two_masks_share_a_keystream():
-    """Other secret, session, component or member: other words. The same pair from either side cancels."""
-    one, two = bytes(32), b"\x01" * 32
-
-    def words(mask, *arguments) -> bytes:
-        target = np.zeros(4, dtype=np.uint32)
-        mask(target, *arguments)
-        return target.tobytes()
-
-    masks = [
-        words(masking.apply_self_mask, one, one, "site01", "image"),
-        words(masking.apply_self_mask, two, one, "site01", "image"),
-        words(masking.apply_self_mask, one, two, "site01", "image"),
-        words(masking.apply_self_mask, one, one, "site02", "image"),
-        words(masking.apply_self_mask, one, one, "site01", "text"),
-        words(masking.apply_pair_mask, one, one, "site01", "site02", "image"),
-        words(masking.apply_pair_mask, two, one, "site01", "site02", "image"),
-        words(masking.apply_pair_mask, one, two, "site01", "site02", "image"),
-        words(masking.apply_pair_mask, one, one, "site01", "site03", "image"),
-        words(masking.apply_pair_mask, one, one, "site01", "site02", "text"),
-    ]
-    assert len(set(masks)) == len(masks)
-    both = np.zeros(4, dtype=np.uint32)
-    masking.apply_pair_mask(both, one, one, "site01", "site02", "image")
-    masking.apply_pair_mask(both, one, one, "site02", "site01", "image")
-    assert not both.any()
 
 
 # Shamir
@@ -228,54 +147,6 @@ def test_field_is_a_prime_field_larger_than_every_secret():
 def test_shamir_refuses_wrong_lengths_thresholds_and_points(secret, threshold, points):
     with pytest.raises(ValueError):
         shamir.split(secret, threshold, points)
-
-
-# Ring
-
-
-def fixed_dither(seed: int):
-    return KeyStream(seed.to_bytes(32, "big")).fill
-
-
-def test_stochastic_rounding_is_unbiased():
-    """The mean of m roundings of x has standard deviation at most step / (2 sqrt(m)); six of them is 1e-9."""
-    repeats, clip, bits = 200_000, 1.0, 8
-    step = clip / max_level(bits)
-    for number, x in enumerate((0.0, 0.3 * step, -0.3 * step, 0.5, -0.7117, 0.99 * step)):
-        levels = centre(quantise(np.full(repeats, x, dtype=np.float32), clip, bits, fixed_dither(number)))
-        assert set(np.unique(levels)) <= {np.floor(x / step), np.floor(x / step) + 1}
-        error = dequantise(levels, clip, bits).mean() - np.float32(x)
-        assert abs(error) < 6 * step / (2 * np.sqrt(repeats))
-
-
-def test_sum_of_quantised_vectors_is_within_one_step_a_contributor():
-    rng = np.random.default_rng(3)
-    updates = rng.uniform(-1, 1, (10, 5000)).astype(np.float32)
-    total = np.zeros(5000, dtype=np.uint32)
-    for update in updates:
-        total += quantise(update, 1.0, 16, system_dither())
-    decoded = dequantise(centre(total), 1.0, 16)
-    assert np.abs(decoded - updates.astype(np.float64).sum(axis=0)).max() < 10 / max_level(16)
-
-
-def test_values_are_clipped_and_zero_and_the_bounds_are_exact():
-    values = np.array([0.0, 2.0, -2.0, 9.0, -1e30], dtype=np.float32)
-    levels = centre(quantise(values, 2.0, 16, system_dither()))
-    assert levels.tolist() == [0, 32767, -32767, 32767, -32767]
-    assert dequantise(levels, 2.0, 16).tolist() == [0.0, 2.0, -2.0, 2.0, -2.0]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_value_that_is_not_finite_is_refused_by_code(bad):
-    with pytest.raises(SecAggError, match=Code.NOT_FINITE):
-        quantise(np.array([0.0, bad], dtype=np.float32), 1.0, 16, system_dither())
-
-
-@pytest.mark.parametrize("members", [3, 10, 100, 1000, 65_536])
-def test_largest_value_bits_is_the_last_that_cannot_wrap_around(members):
-    bits = largest_value_bits(members)
-    assert members * max_level(bits) < 2**31
-    assert members * max_level(bits + 1) >= 2**31 or bits == 31
 
 
 # Parameters

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import pytest
 from secagg_federation import (
     MODEL,
     Federation,
+    Reply,
     at,
     make_context,
     make_federation,
@@ -16,29 +19,33 @@ from secagg_federation import (
 )
 
 from secure_fed.secagg import Code, Stage
-from secure_fed.secagg.messages import Confirm, Confirmations, Release, ReleasedShares, ShareBundle
+from secure_fed.secagg.masking import slice_digest
+from secure_fed.secagg.messages import Confirm, Confirmations, Masked, Release, ReleasedShares, ShareBundle
+from secure_fed.secagg.packing import pack, unpack
 from secure_fed.secagg.session import MASK_KEY, seed_name, survivors_statement
 
 
-def resigned_masked(federation: Federation, name: str, count: int) -> bytes:
-    """A corrupt member's masked vector whose contributor count is off, under its own valid signature."""
-    session = federation.client(name)
-    honest = session._masked_slice
-
-    def dishonest(spec, values, agreed):
-        content = bytearray(honest(spec, values, agreed))
-        last = (int.from_bytes(content[-4:], "little") + count - 1) % 2**32
-        return bytes(content[:-4]) + last.to_bytes(4, "little")
-
-    session._masked_slice = dishonest
-    reply = session.mask(federation.server.request(name), federation.vectors[name], MODEL)
-    federation.stored[name] = session.to_bytes()
-    return reply
+def resigned(federation: Federation, name: str, reply: Reply, slices: dict[str, np.ndarray]) -> Reply:
+    """Other slices beside the message, under the corrupt member's own valid signature."""
+    digests = {component: slice_digest(data) for component, data in slices.items()}
+    draft = dataclasses.replace(Masked.from_bytes(reply.message), digests=digests)
+    signature = federation.signers[name](draft.statement())
+    return Reply(dataclasses.replace(draft, signature=signature).to_bytes(), slices)
 
 
-def test_member_that_counts_itself_twice_is_noticed():
-    federation = at(Stage.MASK)
-    federation.server.receive("site01", resigned_masked(federation, "site01", count=2))
+def counted_twice(federation: Federation, name: str) -> Reply:
+    """A corrupt member's masked vector with a contributor count of two."""
+    reply = federation.reply(name, Stage.MASK, federation.server.request(name))
+    bits = federation.context.params.wire_bits
+    words = unpack(reply.slices["fusion"], 9, bits)
+    words[-1] += 1
+    return resigned(federation, name, reply, {"fusion": pack(words, bits)})
+
+
+@pytest.mark.parametrize("value_bits", [16, 20, 24])
+def test_member_that_counts_itself_twice_is_noticed(value_bits):
+    federation = at(Stage.MASK, value_bits=value_bits)
+    assert federation.deliver("site01", counted_twice(federation, "site01"))
     federation.collect(absent={"site01"})
     federation.server.advance()
     federation.play(until=Stage.UNMASK)
@@ -78,6 +85,20 @@ def test_share_without_its_dealers_signature_is_refused_when_it_arrives():
     deal_badly(federation, "site03", sign_it=False)
     federation.server.bind_model(MODEL)
     with refused(Code.SHARE_FORGED):
+        federation.answer("site01", Stage.MASK, federation.server.request("site01"))
+
+
+@pytest.mark.parametrize("change", ["a secret too few", "a secret too many"])
+def test_dealer_of_other_secrets_than_it_committed_to_is_refused_by_its_holders(change):
+    federation = at(Stage.SHARE)
+    session = federation.client("site03")
+    seeds = session._state.seeds
+    session._state.seeds = {} if change == "a secret too few" else {**seeds, "text": bytes(32)}
+    federation.server.receive("site03", session.share(federation.server.request("site03")))
+    federation.collect(absent={"site03"})
+    federation.server.advance()
+    federation.server.bind_model(MODEL)
+    with refused(Code.WRONG_SHARES):
         federation.answer("site01", Stage.MASK, federation.server.request("site01"))
 
 
@@ -153,9 +174,9 @@ def test_confirmation_of_another_list_is_not_counted_or_passed_on():
 def test_message_in_the_name_of_another_is_not_taken():
     for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK):
         federation = at(stage)
-        reply = federation.answer("site02", stage, federation.server.request("site02"))
-        assert not federation.server.receive("site01", reply)
-        assert federation.server.receive("site02", reply)
+        reply = federation.reply("site02", stage, federation.server.request("site02"))
+        assert not federation.deliver("site01", reply)
+        assert federation.deliver("site02", reply)
 
 
 def test_members_shares_of_a_survivor_never_include_its_masking_key():
@@ -171,10 +192,10 @@ def test_members_shares_of_a_survivor_never_include_its_masking_key():
 def test_masked_vector_that_comes_late_stays_masked():
     """A server that keeps a vector back and declares its sender dead learns its masking key only."""
     federation = at(Stage.MASK)
-    late = federation.answer("site05", Stage.MASK, federation.server.request("site05"))
+    late = federation.reply("site05", Stage.MASK, federation.server.request("site05"))
     federation.collect(absent={"site05"})
     federation.server.advance()
-    assert not federation.server.receive("site05", late)
+    assert not federation.deliver("site05", late)
     federation.play()
     released = [item["site05"] for item in federation.server._shares.values()]
     assert released
@@ -187,5 +208,5 @@ def test_same_vector_in_two_sessions_gives_unrelated_masked_vectors():
     runs = [Federation(make_context(4, round_=number), vectors) for number in (1, 2)]
     for federation in runs:
         federation.play(until=Stage.CONFIRM)
-    first, second = ({n: d for s, n, d in f.received if s is Stage.MASK} for f in runs)
+    first, second = ({n: bytes(d) for s, n, d in f.received if s is Stage.MASK} for f in runs)
     assert all(first[name] != second[name] for name in context.members)

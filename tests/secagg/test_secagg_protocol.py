@@ -10,7 +10,6 @@ from secagg_federation import MODEL, STAGES, Federation, make_context, make_fede
 
 from secure_fed.errors import SecAggError
 from secure_fed.secagg import Code, ServerSession, Stage
-from secure_fed.secagg.messages import Transcript
 from secure_fed.secagg.session import MASK_KEY, seed_name
 
 OWNED = {
@@ -22,7 +21,7 @@ OWNED = {
 
 @st.composite
 def federations_with_dropouts(draw):
-    count = draw(st.integers(3, 8))
+    count = draw(st.integers(3, 12))
     corrupt = draw(st.integers(0, count - 2))
     members = st.integers(0, count - 1)
     layout = {
@@ -33,12 +32,13 @@ def federations_with_dropouts(draw):
         for number in range(draw(st.integers(1, 3)))
     }
     context = make_context(
-        count, corrupt, layout, min_cohort=draw(st.integers(1, count)), value_bits=draw(st.integers(2, 20))
+        count, corrupt, layout, min_cohort=draw(st.integers(1, count)), value_bits=draw(st.integers(2, 28))
     )
     # The stage in which each member falls silent; most stay, so that rounds succeed too.
     stays = st.just(len(STAGES))
     silent = {name: draw(stays | stays | stays | st.integers(0, len(STAGES) - 1)) for name in context.members}
-    return Federation(context, random_vectors(context, draw(st.integers(0, 2**32)))), silent
+    vectors = random_vectors(context, draw(st.integers(0, 2**32)))
+    return Federation(context, vectors, threads=draw(st.integers(1, 2))), silent
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -67,6 +67,7 @@ def test_any_dropout_pattern_gives_the_plaintext_sum_or_a_clean_abort(case):
             assert opened is None
         else:
             assert opened.contributors == contributors
+            assert opened.values.dtype == np.int32
             np.testing.assert_array_equal(opened.values, federation.plain_sum(spec.name, contributors))
 
 
@@ -87,13 +88,17 @@ def test_sum_spans_several_keystream_blocks_exactly():
     np.testing.assert_array_equal(opened.values, federation.plain_sum("fusion", opened.contributors))
 
 
-def test_extreme_contributions_do_not_wrap_around():
-    federation = make_federation(5, value_bits=29)
-    level = 2**28 - 1
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("value_bits", "wire_bits"), [(2, 21), (18, 21), (19, 24), (21, 24), (22, 32), (29, 32)])
+def test_extreme_contributions_do_not_wrap_around(value_bits, wire_bits, sign):
+    """Five of b = 18, 21 and 29 are the most that 21, 24 and 32 bits hold."""
+    federation = make_federation(5, value_bits=value_bits)
+    assert federation.context.params.wire_bits == wire_bits
+    level = 2 ** (value_bits - 1) - 1
     for vector in federation.vectors.values():
-        vector["fusion"][:] = np.int32(-level).view(np.uint32)
+        vector["fusion"][:] = np.int32(sign * level).view(np.uint32)
     federation.play()
-    assert (federation.server.sums()["fusion"].values == -5 * level).all()
+    assert (federation.server.sums()["fusion"].values == sign * 5 * level).all()
 
 
 def test_member_that_owns_nothing_still_holds_shares():
@@ -197,21 +202,6 @@ def test_secrets_are_gone_from_the_state_once_they_are_used():
         assert all(share not in federation.stored[name] for share in shares.values())
 
 
-def test_transcript_names_the_survivors_and_verifies_after_the_round():
-    federation = make_federation(6)
-    federation.play(drops={Stage.MASK: {"site02"}, Stage.CONFIRM: {"site05"}})
-    transcript = Transcript.from_bytes(federation.server.transcript().to_bytes())
-    assert "site02" not in transcript.survivors
-    assert "site05" in transcript.survivors
-    assert "site05" not in transcript.signatures
-    federation.context.check_transcript(transcript, MODEL)
-    with pytest.raises(SecAggError, match=Code.WRONG_SESSION):
-        federation.context.check_transcript(transcript, bytes(32))
-    forged = Transcript(**{**transcript.__dict__, "survivors": transcript.survivors[1:]})
-    with pytest.raises(SecAggError):
-        federation.context.check_transcript(forged, MODEL)
-
-
 def test_retry_after_an_abort_uses_fresh_keys_and_gives_the_sum_of_the_same_vectors():
     first = make_federation(4)
     first.play(until=Stage.CONFIRM)
@@ -223,7 +213,7 @@ def test_retry_after_an_abort_uses_fresh_keys_and_gives_the_sum_of_the_same_vect
     second.play()
     contributors = second.server.sums()["fusion"].contributors
     np.testing.assert_array_equal(second.server.sums()["fusion"].values, first.plain_sum("fusion", contributors))
-    masked = [[data for stage, _, data in f.received if stage is Stage.MASK] for f in (first, second)]
+    masked = [[bytes(reply) for stage, _, reply in f.received if stage is Stage.MASK] for f in (first, second)]
     assert not set(masked[0]) & set(masked[1])
 
 

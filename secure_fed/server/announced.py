@@ -1,0 +1,58 @@
+"""What the coordinator tells the sites about the model when a round begins, and what they need to follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from secure_fed.federation.announcement import CHECKPOINT, MODEL, SUM, Announcement, Outcome
+from secure_fed.federation.facts import Federation
+from secure_fed.federation.track import Track
+from secure_fed.federation.wire import Array
+from secure_fed.strategies import FlowerConfig
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the sites are told about the last opened round: its outcome, its sums, and the track before it."""
+
+    outcome: Outcome
+    sums: Mapping[str, Array]
+    before: Track
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What a round's first message says about the model, and the arrays that go with it."""
+
+    track: Track
+    announcement: bytes
+    arrays: Mapping[str, Array]
+    opened: Opened | None
+
+    @classmethod
+    def make(cls, federation: Federation, track: Track, opened: Opened | None) -> Announced:
+        """For a round over `track`; `opened` is the last round's."""
+        config = federation.config
+        verified = not isinstance(config.strategy, FlowerConfig) and config.secagg.mode == "on"
+        said = Announcement(
+            server_step="verified" if verified else "unverified",
+            model_hash=track.model_hash.hex(),
+            state_hash=track.state_hash.hex(),
+            outcome=opened.outcome if opened is not None and verified else None,
+        )
+        if not verified:
+            arrays = _model(track)
+        else:
+            arrays = {} if opened is None else {f"{SUM}/{name}": total for name, total in opened.sums.items()}
+        return cls(track, said.to_bytes(), arrays, opened)
+
+    def with_checkpoint(self) -> dict[str, Array]:
+        """The arrays for a site that cannot follow: the track before the last opened round, or the first model."""
+        if self.opened is None:
+            return _model(self.track)
+        return {**self.arrays, **self.opened.before.to_arrays(CHECKPOINT)}
+
+
+def _model(track: Track) -> dict[str, Array]:
+    return {f"{MODEL}/{name}": values for name, values in track.parameters.items()}
