@@ -174,6 +174,7 @@ class Benchmark:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._repeats: int = arguments.repeats
+        self._dropouts: Sequence[int] = arguments.dropouts
         self._flower_runs: bool = not arguments.no_flower
         self._floor = Floor()
         say(f"the floor is best with {self._floor}")
@@ -266,7 +267,7 @@ class Benchmark:
     def _server(self, params: int, clients: int) -> Iterator[Row]:
         flower, cohort = self._flower(clients), Cohort(params, clients, VALUE_BITS)
         levels = Levels(np.zeros(params, dtype=np.uint32), VALUE_BITS)
-        for dropouts, unmasking in cohort.unmaskings(lambda _: levels, DROPOUTS):
+        for dropouts, unmasking in cohort.unmaskings(lambda _: levels, self._dropouts):
             yield from self._server_at(dropouts, unmasking, flower)
 
     def _server_at(self, dropouts: int, unmasking: Unmasking, flower: FlowerCohort | None) -> Iterator[Row]:
@@ -374,6 +375,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--params", nargs="+", type=int, help="lengths of the vector, at least 100")
     parser.add_argument("--clients", nargs="+", type=int, help="odd numbers from 11 on; one more than the neighbours")
+    parser.add_argument("--dropouts", nargs="+", type=int, default=list(DROPOUTS), help="of server_unmask, at most 5")
     parser.add_argument("--repeats", type=int, default=5, help="server_unmask from 51 clients on: at most 3")
     parser.add_argument("--quick", action="store_true", help="small vectors, 11 clients, 3 repetitions")
     parser.add_argument("--no-flower", action="store_true", help="ours and the floor only")

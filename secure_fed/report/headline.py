@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from secure_fed.report import formats
+from secure_fed.report.notices import standing_warnings
 from secure_fed.report.run_folder import Summary, parse_summary
-from secure_fed.report.wording import standing_warnings
 
 
 def headline(summary: Mapping[str, object]) -> RenderableType:

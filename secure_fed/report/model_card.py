@@ -14,6 +14,7 @@ import jinja2
 from secure_fed.files import write_whole
 from secure_fed.report import formats, wording
 from secure_fed.report.budget import read_budget
+from secure_fed.report.notices import all_warnings
 from secure_fed.report.run_folder import RunFolder, read_run
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
@@ -32,7 +33,7 @@ def write_model_card(run: Path) -> Path:
         .render(
             summary=folder.summary,
             f=formats,
-            warnings=wording.all_warnings(folder, budget),
+            warnings=all_warnings(folder, budget),
             paragraph=wording.paragraph(folder.summary, folder.steps),
             void=wording.void(folder.summary),
             guarantee=wording.guarantee(folder.summary),

@@ -21,6 +21,7 @@ from secure_fed.report import formats, wording
 from secure_fed.report.budget import Budget, read_budget
 from secure_fed.report.charts import auroc_chart, budget_chart, survivors_chart
 from secure_fed.report.contributions import component_rows, contributions_chart
+from secure_fed.report.notices import all_warnings
 from secure_fed.report.run_folder import RunFolder, Step, Summary, read_run
 
 
@@ -64,7 +65,7 @@ def render(run: RunFolder, budget: Budget) -> str:
             summary=summary,
             f=formats,
             style=Markup(_resource("report.css")),  # noqa: S704 - our own file
-            warnings=wording.all_warnings(run, budget),
+            warnings=all_warnings(run, budget),
             paragraph=wording.paragraph(summary, run.steps),
             void=wording.void(summary),
             guarantee=wording.guarantee(summary),

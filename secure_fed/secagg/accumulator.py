@@ -34,16 +34,18 @@ class Accumulator:
         size: values of the component; a slice has one more, the contributor count.
         wire_bits: 21, 24 or 32, the packed form of the slices.
         threads: how many to use for each call, at least 1; the sums do not depend on it.
+
+    Raises:
+        ValueError: another number of wire bits.
     """
 
     def __init__(self, size: int, wire_bits: int, threads: int = 1) -> None:
+        packed_bytes(size, wire_bits)
         self._size = size + 1
         self._wire_bits = wire_bits
         self._threads = threads
         # Words of three values leave room behind them, in which `finish` spreads the sums out.
         self._memory = np.zeros(self._size + self._size % 2, dtype=np.uint32)
-        lanes = packed_bytes(self._size, wire_bits) // 8
-        self._total = self._memory.view(np.uint64)[:lanes] if wire_bits == LANE_BITS else self._memory[: self._size]
 
     def add(self, data: Packed) -> None:
         """Add a packed slice, uint8 [packed_bytes(size + 1, wire_bits)].
@@ -94,8 +96,9 @@ class Accumulator:
     def _block(self, first: int, count: int) -> Words:
         """Where the `count` values from `first` on, the edge of a block, are summed."""
         if self._wire_bits == LANE_BITS:
-            return self._total[packed_bytes(first, LANE_BITS) // 8 : packed_bytes(first + count, LANE_BITS) // 8]
-        return self._total[first : first + count]
+            edges = packed_bytes(first, LANE_BITS) // 8, packed_bytes(first + count, LANE_BITS) // 8
+            return self._memory.view(np.uint64)[slice(*edges)]
+        return self._memory[first : first + count]
 
     def _split(self, sums: Ring) -> None:
         """From the last block to the first, because the sums of a block reach over the words of those after it."""

@@ -137,7 +137,7 @@ class SecAggParams:
 
     @property
     def wire_bits(self) -> int:
-        """Bits a value on the wire, 24 or 32."""
+        """Bits a value on the wire, 21, 24 or 32: the fewest in which no sum can wrap around."""
         return ring.wire_bits(self.members, self.value_bits)
 
     def floor(self, component: str) -> int:

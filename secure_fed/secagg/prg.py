@@ -42,14 +42,12 @@ class KeyStream:
     """
 
     def __init__(self, key: bytes) -> None:
-        if len(key) != KEY_BYTES:
-            raise ValueError(f"key has {len(key)} bytes, AES-256 takes {KEY_BYTES}")
-        self.encrypt_into = AESGCM(key).encrypt_into
+        self._cipher = _cipher(key)
 
     def write(self, index: int, room: Octets) -> Octets:
         """Write as much of block `index` as there is room for and 16 bytes more; a view of it, uint8 [len - 16]."""
         keystream = room[: len(room) - TAG_BYTES]
-        self.encrypt_into(_nonce(index), _ZEROS[: len(keystream)], None, room.data)
+        self._cipher.encrypt_into(_nonce(index), _ZEROS[: len(keystream)], None, room.data)
         return keystream
 
 
@@ -61,7 +59,7 @@ class KeyStreams:
     """
 
     def __init__(self, streams: Sequence[tuple[bytes, bool]]) -> None:
-        self._steps = [(KeyStream(key).encrypt_into, np.add if adds else np.subtract) for key, adds in streams]
+        self._steps = [(_cipher(key).encrypt_into, np.add if adds else np.subtract) for key, adds in streams]
         self._room = np.empty(BLOCK_BYTES + TAG_BYTES, dtype=np.uint8)
 
     def apply_to(self, target: Words, index: int) -> None:
@@ -75,6 +73,12 @@ class KeyStreams:
         for encrypt_into, combine in self._steps:
             encrypt_into(nonce, zeros, None, buffer)
             combine(target, words, target)
+
+
+def _cipher(key: bytes) -> AESGCM:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"key has {len(key)} bytes, AES-256 takes {KEY_BYTES}")
+    return AESGCM(key)
 
 
 def _nonce(index: int) -> bytes:

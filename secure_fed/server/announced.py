@@ -38,7 +38,8 @@ class Announced:
         said = Announcement(
             server_step="verified" if verified else "unverified",
             model_hash=track.model_hash.hex(),
-            state_hash=track.state_hash.hex(),
+            # A site that takes the model as it is sent holds no optimizer state.
+            state_hash=(track if verified else Track(track.parameters)).state_hash.hex(),
             outcome=opened.outcome if opened is not None and verified else None,
         )
         if not verified:

@@ -174,3 +174,22 @@ def test_a_flower_strategy_is_unverified_in_every_output(make_config, tmp_path) 
         text = plain((folder / name).read_text())
         assert "Server step: unverified" in text, name
         assert "nothing ties the model that sites were sent" in text, name
+
+
+@pytest.mark.slow
+def test_more_than_a_hundred_sites_train_over_a_k_regular_graph_and_every_output_says_semi_malicious(
+    make_config, tmp_path
+) -> None:
+    overrides = (
+        *("secagg=k_regular", "federation.sites=104", "federation.corrupt=2", "federation.ownership='40:20:44'"),
+        *("data.patients=2000", "data.image_size=32", "federation.rounds=2", "evaluation.every=2"),
+        *("federation.dropout=0.02", "method.classify.steps=1", "method.translate.steps=1", "secagg.clip=40"),
+        *("privacy.delta=1e-4", "method.classify.learning_rate=0.2"),
+    )
+    folder = start(make_config(*overrides, folder=tmp_path / "large"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["secagg"]["graph"]["name"] == "k_regular"
+    assert summary["secagg"]["graph"]["degree"] < 103
+    assert summary["secagg"]["min_cohort"] == 84
+    for name in ("report.html", "model_card.md"):
+        assert "semi-malicious server only" in plain((folder / name).read_text()), name

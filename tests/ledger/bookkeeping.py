@@ -8,7 +8,7 @@ from pathlib import Path
 from secure_fed.accounting import Mechanism, epsilon, merge
 from secure_fed.identity import Roster, SigningKey, canonical_json
 from secure_fed.ledger import Genesis, Ledger, Plan, PlannedPhase, Reserve, Settle
-from secure_fed.ledger.record import NO_PREVIOUS, make_record
+from secure_fed.ledger.record import NO_PREVIOUS, make_record, make_rekey
 
 N = 400
 DELTA = 1e-5
@@ -96,21 +96,34 @@ def bodies(rounds=2):
 
 
 def write(path: Path, site: str, key: SigningKey, items) -> Path:
-    """A ledger with the given bodies behind a genesis record, as the site itself writes it."""
+    """A ledger with the given bodies behind a genesis record, as the site itself writes it.
+
+    A key among the items takes over from there on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = items if isinstance(items[0], Genesis) else [genesis(key), *items]
     with Ledger.create(path, site, key, first) as ledger:
-        for body in rest:
-            ledger.append(body)
+        for item in rest:
+            if isinstance(item, SigningKey):
+                ledger.rekey(item)
+            else:
+                ledger.append(item)
     return path
 
 
 def forge(path: Path, site: str, key: SigningKey, items, times=None) -> Path:
-    """A ledger whose chain and signatures hold, but which the site's own software would never write so."""
+    """A ledger whose chain and signatures hold, but which the site's own software would never write so.
+
+    A key among the items takes over from there on; a pair (body, key) is signed by that key.
+    """
     prev, lines = NO_PREVIOUS, []
-    for seq, body in enumerate(items):
+    for seq, item in enumerate(items):
         time = times[seq] if times else f"2025-06-01T12:00:{seq:02d}.000000Z"
-        record = make_record(body, seq=seq, time=time, site=site, prev=prev, key=key)
+        body, signing = item if isinstance(item, tuple) else (item, key)
+        if isinstance(body, SigningKey):
+            key = body
+            body = make_rekey(site=site, old_key=signing.public_bytes.hex(), prev=prev, successor=key)
+        record = make_record(body, seq=seq, time=time, site=site, prev=prev, key=signing)
         prev = record.hash
         lines.append(record.line() + b"\n")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,11 @@ def books(tmp_path) -> Books:
     members = {
         name: Member(public_key=key.public_bytes.hex(), owns=("image",), declared_n=N) for name, key in keys.items()
     }
-    result = Books(tmp_path / "run", keys, Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes))
+    result = Books(
+        tmp_path / "run",
+        keys,
+        Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes),
+    )
     for name, signing in keys.items():
         write(result.ledger(name), name, signing, bodies())
     result.roster.save(result.folder / "roster.json")

@@ -1,4 +1,4 @@
-"""Schema 1 byte for byte: a change of format needs a new schema name, not a new golden file."""
+"""Schema 1 byte for byte: a change of format needs a new schema name, not another content of a golden file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from bookkeeping import forge, genesis, plan, reserve, settle
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from secure_fed.identity import SigningKey
-from secure_fed.ledger import Note, Off, PlannedPhase, Refusal, read_ledger, verify
+from secure_fed.ledger import Note, Off, PlannedPhase, Refusal, read_ledger, signing_keys, verify
 
 GOLDEN = Path(__file__).with_name("golden_ledger.jsonl")
+REKEYED = Path(__file__).with_name("golden_ledger_rekeyed.jsonl")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "ledger.md"
 
 
@@ -30,10 +31,23 @@ def all_kinds(key):
     ]
 
 
+def fixed_key(first: int) -> SigningKey:
+    return SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(first, first + 32))))
+
+
+def rekeyed():
+    """A charge under each of three keys."""
+    key = fixed_key(0)
+    items = [plan(), reserve(0), fixed_key(1), reserve(1), settle(1), fixed_key(2), reserve(2)]
+    return key, [genesis(key), *items]
+
+
 def test_every_kind_is_written_byte_for_byte_as_in_schema_1(tmp_path):
-    key = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+    key = fixed_key(0)
     path = forge(tmp_path / "ledger.jsonl", "site01", key, all_kinds(key))
     assert path.read_bytes() == GOLDEN.read_bytes()
+    path = forge(tmp_path / "rekeyed.jsonl", "site01", *rekeyed())
+    assert path.read_bytes() == REKEYED.read_bytes()
 
 
 def test_golden_ledger_is_read_and_verifies():
@@ -49,6 +63,13 @@ def test_golden_ledger_is_read_and_verifies():
     assert verify([GOLDEN]).ok
 
 
-@pytest.mark.parametrize("number", [0, 2])
-def test_documentation_shows_the_golden_records(number):
-    assert GOLDEN.read_text(encoding="utf-8").splitlines()[number] in DOCUMENT.read_text(encoding="utf-8")
+def test_golden_ledger_of_three_keys_is_read_and_verifies():
+    records = read_ledger(REKEYED)
+    assert signing_keys(records) == tuple(fixed_key(n).public_bytes.hex() for n in range(3))
+    assert [record.seq for record in records if record.kind == "rekey"] == [3, 6]
+    assert verify([REKEYED]).ok
+
+
+@pytest.mark.parametrize(("golden", "number"), [(GOLDEN, 0), (GOLDEN, 2), (REKEYED, 3)])
+def test_documentation_shows_the_golden_records(golden, number):
+    assert golden.read_text(encoding="utf-8").splitlines()[number] in DOCUMENT.read_text(encoding="utf-8")

@@ -110,7 +110,9 @@ def large_run(tmp_path):
         path = tmp_path / "run" / "sites" / name / "ledger.jsonl"
         forge(path, name, key, bodies, [f"2025-06-01T12:00:00.{i:06d}Z" for i in range(len(bodies))])
     members = {n: Member(public_key=k.public_bytes.hex(), owns=("image",)) for n, k in keys.items()}
-    Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes).save(tmp_path / "run" / "roster.json")
+    Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes).save(
+        tmp_path / "run" / "roster.json"
+    )
     return tmp_path / "run"
 
 

@@ -53,7 +53,9 @@ def test_run_rewritten_by_somebody_with_own_keys_fails_against_the_roster_from_o
     members = {
         name: Member(public_key=key.public_bytes.hex(), owns=("image",), declared_n=N) for name, key in keys.items()
     }
-    Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes).save(books.folder / "roster.json")
+    Roster.create(members, SigningKey.generate(), coordinator=SigningKey.generate().public_bytes).save(
+        books.folder / "roster.json"
+    )
     assert verify([books.folder]).ok  # the run's own roster proves nothing here, and the verdict says whose it is
     assert "site01: record 0 names another public key than the roster" in _problem(books.folder, roster=outside)
 

@@ -165,7 +165,7 @@ class World:
         due = self.due(session, name, stage)
         if due is None:
             return None
-        raw = self.spoiled(due, session) if self.bad() else due.to_bytes()
+        raw = self.spoiled(due, session, name) if self.bad() else due.to_bytes()
         self.sent[REQUESTS[stage]].append(raw)
         return raw
 
@@ -212,8 +212,8 @@ class World:
                 reply = steps[stage](request)
         except SecAggError as error:
             self.check_error(self.stored[before], error)
-            self.aborts[stage, error.code] += 1
             if name in self.honest:
+                self.aborts[stage, error.code] += 1
                 self.stored[before] = client.to_bytes()
             return
         after = (place, name, STAGES[min(STAGES.index(stage) + 1, 4)])
@@ -265,7 +265,7 @@ class World:
 
     # -- spoiling --------------------------------------------------------------------------------------
 
-    def spoiled(self, due: Message, session: Session) -> bytes:
+    def spoiled(self, due: Message, session: Session, name: str) -> bytes:
         """The request, replayed, spliced, reordered, relabelled, forged or broken."""
         rng, kind = self.rng, type(due)
         others, how = self.sent[kind], rng.randrange(6)
@@ -278,8 +278,8 @@ class World:
             except SecAggError:
                 return due.to_bytes()[:-1]
             return replace(due, **{part: getattr(donor, part)}).to_bytes()
-        if how == 2 and isinstance(due, Advertisements) and session.advertised:
-            return self.with_invention(session)
+        if how == 2 and isinstance(due, Advertisements):
+            return self.with_inventions(session, name)
         if how <= 4:
             part = rng.choice([f.name for f in fields(kind) if not isinstance(getattr(due, f.name), bytes)])
             return replace(due, **{part: self.shaken(getattr(due, part))}).to_bytes()
@@ -311,17 +311,18 @@ class World:
             items = sorted([*items, rng.choice(self.names) if isinstance(items[0], str) else items[0]])
         return tuple(items)
 
-    def with_invention(self, session: Session) -> bytes:
-        """One member's keys replaced by the server's own: signed anew by a corrupt one, else with what there is."""
-        name = self.rng.choice(sorted(session.advertised))
-        honest = Advertise.from_bytes(session.advertised[name])
-        privates = {part: keys.fresh_secret() for part in ("cipher_key", "mask_key")}
-        public = {part: keys.public_of(private) for part, private in privates.items()}
-        self.known |= {public[part]: private for part, private in privates.items()}
-        draft = replace(honest, **public)
-        if name in self.corrupt:
-            draft = replace(draft, signature=self.signers[name](draft.statement()))
-        listed = {**session.advertised, name: draft.to_bytes()}
+    def with_inventions(self, session: Session, told: str) -> bytes:
+        """Some others' keys replaced by the server's own: signed anew by a corrupt one, else with what there is."""
+        listed = dict(session.advertised)
+        others = sorted(listed.keys() - {told})
+        for name in self.rng.sample(others, self.rng.randint(0, len(others))):
+            privates = {part: keys.fresh_secret() for part in ("cipher_key", "mask_key")}
+            public = {part: keys.public_of(private) for part, private in privates.items()}
+            self.known |= {public[part]: private for part, private in privates.items()}
+            draft = replace(Advertise.from_bytes(listed[name]), **public)
+            if name in self.corrupt:
+                draft = replace(draft, signature=self.signers[name](draft.statement()))
+            listed[name] = draft.to_bytes()
         return Advertisements(tuple(raw for _, raw in sorted(listed.items()))).to_bytes()
 
     # -- judging ---------------------------------------------------------------------------------------

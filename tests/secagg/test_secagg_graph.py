@@ -64,21 +64,32 @@ def tail_at_least(members: int, marked: int, degree: int, least: int) -> Fractio
 
 
 @pytest.mark.parametrize(
-    ("members", "corrupt", "dropped"), [(101, 5, 5), (150, 30, 15), (200, 20, 20), (500, 50, 50), (1000, 100, 50)]
+    ("members", "corrupt", "dropped", "semi_malicious"),
+    [
+        (101, 5, 5, True),
+        (150, 23, 10, True),
+        (200, 25, 20, True),
+        (500, 50, 50, False),
+        (1000, 100, 50, True),
+        (200, 0, 100, False),  # here it is connectivity that decides
+    ],
 )
-def test_degree_is_the_smallest_that_meets_the_conditions_as_they_are_written(members, corrupt, dropped):
-    graph = k_regular(members, corrupt / members, dropped / members)
+def test_degree_is_the_smallest_that_meets_the_conditions_as_they_are_written(
+    members, corrupt, dropped, semi_malicious
+):
+    graph = k_regular(members, corrupt / members, dropped / members, semi_malicious=semi_malicious)
 
     def holds(degree: int) -> int:
-        """The threshold of a degree that is private, reliable, connected and semi-malicious, or 0."""
+        """The threshold of a degree that is private, reliable and connected, or 0."""
         lowest = next(
             t for t in range(degree + 2) if tail_at_least(members, corrupt, degree, t) * members < Fraction(1, 2**41)
         )
-        threshold = (degree + lowest) // 2 + 1
+        threshold = (degree + lowest) // 2 + 1 if semi_malicious else max(2, lowest)
+        assert not semi_malicious or 2 * threshold > degree + lowest
         reliable = tail_at_least(members, dropped, degree, degree - threshold + 1) * members < Fraction(1, 2**20)
-        connected = stays_connected(members, corrupt + dropped, degree)
-        assert 2 * threshold > degree + lowest
-        return threshold if threshold <= degree and reliable and connected else 0
+        pairs = Fraction(members * (members - degree - 1), 2)
+        apart = pairs * Fraction(comb(corrupt + dropped, degree), comb(members, degree))
+        return threshold if threshold <= degree and reliable and apart < Fraction(1, 2**40) else 0
 
     assert holds(graph.degree) == graph.threshold
     assert not any(holds(degree) for degree in range(2, graph.degree, 2))
@@ -104,6 +115,7 @@ def test_fractions_mean_the_numbers_of_members_that_they_say():
         (lambda: KRegular(52, 1), "threshold=1"),
         (lambda: KRegular(52, 15).check(1000, 50, 50), "threshold=15: among 52 neighbours 50 corrupt"),
         (lambda: KRegular(52, 50).check(1000, 50, 50), "50 drop-outs of 1000.*raise min_cohort"),
+        (lambda: KRegular(44, 2).check(200, 0, 100), "may fall apart without 0 corrupt and 100 dropped"),
         (lambda: KRegular(1000, 500).check(1000, 50, 50), "no less than the complete graph"),
     ],
 )

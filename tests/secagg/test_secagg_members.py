@@ -80,6 +80,20 @@ def test_dealer_of_a_wrong_secret_is_named():
     assert federation.server.released
 
 
+def test_dropout_that_dealt_another_masking_key_is_named():
+    federation = at(Stage.SHARE)
+    session = federation.client("site03")
+    session._state.mask_private = bytes(range(32))
+    federation.server.receive("site03", session.share(federation.server.request("site03")))
+    federation.collect(absent={"site03"})
+    federation.server.advance()
+    federation.play(until=Stage.UNMASK, drops={Stage.MASK: {"site03"}})
+    federation.collect()
+    with refused(Code.WRONG_SECRET):
+        federation.server.advance()
+    assert federation.server.faults == {"site03": Code.WRONG_SECRET}
+
+
 def test_share_without_its_dealers_signature_is_refused_when_it_arrives():
     federation = at(Stage.SHARE)
     deal_badly(federation, "site03", sign_it=False)
@@ -111,12 +125,15 @@ def forge_release(data: bytes) -> bytes:
     return dataclasses.replace(release, released=forged).to_bytes()
 
 
-def test_releaser_of_a_forged_share_is_named_and_the_sum_is_right_without_it():
-    federation = at(Stage.UNMASK)
+@pytest.mark.parametrize("dropped", [set(), {"site04"}], ids=["of seeds", "of a masking key too"])
+def test_releaser_of_a_forged_share_is_named_and_the_sum_is_right_without_it(dropped):
+    federation = make_federation(5)
+    federation.play(until=Stage.UNMASK, drops={Stage.MASK: dropped})
     federation.collect(tamper=lambda name, data: forge_release(data) if name == "site01" else data)
     federation.server.advance()
     assert federation.server.faults == {"site01": Code.SHARE_FORGED}
     opened = federation.server.sums()["fusion"]
+    assert set(opened.contributors) == set(federation.context.members) - dropped
     assert (opened.values == federation.plain_sum("fusion", opened.contributors)).all()
 
 

@@ -10,108 +10,43 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from naive_variants import (
+    VICTIM,
+    AnyModel,
+    CountsEntries,
+    FloorBeforeTheDropOut,
+    FloorOfTheCohort,
+    Loot,
+    Obedient,
+    ObedientFederation,
+    Timeless,
+    TimelessFederation,
+    plain,
+    released,
+    small,
+    with_rules,
+    without,
+)
 from secagg_federation import BASIS, Federation, bind, make_context, random_vectors, refused
 
 from secure_fed.errors import ConfigError, SecAggError
-from secure_fed.secagg import ClientSession, Code, SessionContext, Stage, keys, masking, shamir
-from secure_fed.secagg.accumulator import Accumulator
-from secure_fed.secagg.encoding import digest
+from secure_fed.secagg import ClientSession, Code, SessionContext, Stage, keys
 from secure_fed.secagg.messages import (
-    Advertise,
     Advertisements,
     Confirm,
     Confirmations,
     Dealt,
-    Masked,
-    Release,
-    ReleasedShares,
     ShareDelivery,
     Survivors,
 )
 from secure_fed.secagg.session import MASK_KEY, seed_name, survivors_statement
 
-VICTIM = "site01"
 OTHER_MODEL = hashlib.sha256(b"a model under which nothing is learnt").digest()
-
-
-def small(context: SessionContext, kind: type[Federation] = Federation) -> Federation:
-    return kind(context, random_vectors(context, 3))
-
-
-def with_rules(context: SessionContext, kind: type[SessionContext]) -> SessionContext:
-    """The same context under other rules."""
-    return kind(**{field.name: getattr(context, field.name) for field in dataclasses.fields(context)})
-
-
-class Loot:
-    """What a server holds at the end, and what it can compute from that."""
-
-    def __init__(self, federation: Federation, releases: Iterable[bytes] = ()) -> None:
-        self.context = federation.context
-        self.advertised = {n: Advertise.from_bytes(a) for n, a in federation.server._advertisements.items()}
-        self.masked = {n: r for stage, n, r in federation.received if stage is Stage.MASK}
-        self.shares: dict[tuple[str, str], dict[str, bytes]] = {}
-        for raw in releases:
-            release = Release.from_bytes(raw)
-            for dealer, item in release.released.items():
-                self.take(release.sender, dealer, ReleasedShares.from_bytes(item).shares)
-
-    def take(self, holder: str, dealer: str, shares: dict[str, bytes]) -> None:
-        for name, share in shares.items():
-            self.shares.setdefault((dealer, name), {})[holder] = share
-
-    def secret(self, dealer: str, name: str) -> bytes:
-        """Raises below_threshold with too few shares."""
-        held = self.shares.get((dealer, name), {})
-        points = {self.context.point(holder): int.from_bytes(share, "big") for holder, share in held.items()}
-        return shamir.combine(points, self.context.params.share_threshold)
-
-    def agreed(self, victim: str, peer: str) -> bytes:
-        """What the two have agreed on, by the masking key of either."""
-        for owner, other in ((victim, peer), (peer, victim)):
-            with contextlib.suppress(SecAggError):
-                return keys.agree(self.secret(owner, MASK_KEY), self.advertised[other].mask_key)
-        raise SecAggError(Code.BELOW_THRESHOLD, f"masking keys of {victim} and {peer}")
-
-    def vector(self, victim: str = VICTIM, component: str = "fusion") -> np.ndarray:
-        """The victim's levels, int32; raises below_threshold where a secret is missing."""
-        spec = self.context.schema.by_name[component]
-        reply = self.masked[victim]
-        sid = Masked.from_bytes(reply.message).sid
-        peers = sorted(spec.owners & self.advertised.keys() - {victim})
-        masks = [masking.self_mask(self.secret(victim, seed_name(component)), sid, victim, component)]
-        masks += [masking.pair_mask(self.agreed(victim, peer), sid, victim, peer, component) for peer in peers]
-        one = Accumulator(spec.size, self.context.params.wire_bits)
-        one.add(reply.slices[component])
-        one.remove(masks)
-        values, count = one.finish()
-        assert count == 1, "not all masks are off"
-        return values
-
-
-def plain(federation: Federation, component: str = "fusion") -> np.ndarray:
-    return federation.vectors[VICTIM][component].view(np.int32)
-
-
-def released(federation: Federation, names: Iterable[str], survivors: Callable[[str], tuple[str, ...]]) -> list[bytes]:
-    """Tell each of `names` its own list of survivors, give it every signature over that list, take its shares."""
-    sid, names = federation.server._sid, list(names)
-    signed: dict[tuple[str, ...], dict[str, bytes]] = {}
-    for name in names:
-        listed = survivors(name)
-        reply = federation.answer(name, Stage.CONFIRM, Survivors(sid, listed).to_bytes())
-        signed.setdefault(listed, {})[name] = Confirm.from_bytes(reply).signature
-    confirmations = {name: Confirmations(sid, signed[survivors(name)]).to_bytes() for name in names}
-    return [federation.answer(name, Stage.UNMASK, confirmations[name]) for name in names]
-
-
-def without(members: Iterable[str], *gone: str) -> tuple[str, ...]:
-    return tuple(member for member in members if member not in gone)
 
 
 # Both secrets of one member
@@ -203,16 +138,6 @@ def test_threshold_of_one_gives_everybody_to_a_single_corrupt_member_and_ours_re
 # Too few behind a sum
 
 
-class CountsEntries(SessionContext):
-    """Naive: counts the entries of a list, whoever they are, and asks for nobody's signature."""
-
-    def check_cohort(self, members):
-        assert len(members) >= self.params.quorum
-
-    def check_confirmations(self, sid, survivors, signatures):
-        assert len(tuple(survivors)) >= self.params.threshold
-
-
 def test_duplicated_active_list_reads_the_victim_of_a_client_that_counts_entries_and_ours_counts_members():
     """Each is told that nobody survived but itself, twice, and the victim: everybody else's masks come off."""
     naive = small(with_rules(make_context(5), CountsEntries))
@@ -230,31 +155,6 @@ def test_duplicated_active_list_reads_the_victim_of_a_client_that_counts_entries
             ours.fork().answer(name, Stage.UNMASK, Confirmations(bytes(32), {}).to_bytes())
 
 
-class Obedient(SessionContext):
-    """Naive: the semi-honest variant. Whoever the server names has survived, however few they are."""
-
-    def check_cohort(self, members):
-        pass
-
-    def check_confirmations(self, sid, survivors, signatures):
-        pass
-
-    def is_open(self, component, survivors):
-        return True
-
-
-class ObedientClient(ClientSession):
-    def confirm(self, message):
-        with self._step(Stage.CONFIRM, Stage.UNMASK) as state:
-            state.u3 = Survivors.from_bytes(message).survivors
-            return Confirm(state.me, state.sid, bytes(64)).to_bytes()
-
-
-class ObedientFederation(Federation):
-    def client(self, name):
-        return ObedientClient.from_bytes(self.stored[name], self.context, name, self.signers[name])
-
-
 def test_single_survivor_is_read_out_of_a_client_that_takes_any_list_and_ours_wants_a_cohort():
     naive = small(with_rules(make_context(5), Obedient), ObedientFederation)
     naive.play(until=Stage.CONFIRM)
@@ -268,16 +168,6 @@ def test_single_survivor_is_read_out_of_a_client_that_takes_any_list_and_ours_wa
             released(ours, [name], lambda _: (VICTIM,))
 
 
-class FloorOfTheCohort(SessionContext):
-    """Naive: what holds for the cohort is taken to hold for each of its components."""
-
-    def _check_owners(self, spec):
-        pass
-
-    def is_open(self, component, survivors):
-        return True
-
-
 def test_component_with_one_owner_is_read_where_only_the_cohort_has_a_floor_and_ours_refuses_the_layout():
     layout = {"image": (6, {0}), "fusion": (4, set(range(5)))}
     one = lambda: make_context(5, 0, layout, floors={"image": 1}, dp_only=frozenset({"image"}))  # noqa: E731
@@ -288,19 +178,6 @@ def test_component_with_one_owner_is_read_where_only_the_cohort_has_a_floor_and_
     assert (naive.server.sums()["image"].values == plain(naive, "image")).all()
     with pytest.raises(ConfigError, match="'image' has 1 owners and its floor is 2"):
         make_context(5, 0, layout)
-
-
-class FloorBeforeTheDropOut(SessionContext):
-    """Naive: a component's floor is checked against who dealt shares, before the vectors come."""
-
-    def release_plan(self, u2, u3):
-        survivors = set(u3)
-        openable = {spec.name for spec in self.schema.components if self.is_open(spec, u2)}
-        plan = {}
-        for dealer in sorted(u2):
-            owned = [spec.name for spec in self.schema.owned_by(dealer) if spec.name in openable]
-            plan[dealer] = tuple(map(seed_name, owned)) if dealer in survivors else (MASK_KEY,)
-        return {dealer: names for dealer, names in plan.items() if names}
 
 
 def test_owner_that_drops_out_after_the_check_leaves_the_victim_alone_and_ours_keeps_that_slice_masked():
@@ -347,13 +224,6 @@ def test_man_in_the_middle_reads_the_victim_where_the_server_says_who_is_who_and
         ours.answer(VICTIM, Stage.SHARE, Advertisements((honest, *theirs)).to_bytes())
 
 
-class AnyModel(SessionContext):
-    """Naive: the session does not say which model it is about."""
-
-    def sid(self, u1_hash, u2, model_hash):
-        return super().sid(u1_hash, u2, bytes(32))
-
-
 def test_other_models_for_others_leave_the_victim_alone_in_the_sum_and_ours_binds_the_model():
     """Pasquini et al. (CCS 2022): the others get a model whose updates the server knows; here they are zero."""
 
@@ -376,34 +246,6 @@ def test_other_models_for_others_leave_the_victim_alone_in_the_sum_and_ours_bind
         played(make_context(5), bases=without(make_context(5).members, VICTIM))
     with refused(Code.BELOW_THRESHOLD):  # where they differ only when the vectors are masked
         played(make_context(5))
-
-
-class Timeless(SessionContext):
-    """Naive: no round in the session's id."""
-
-    @property
-    def kid(self):
-        return digest("kid", ["always the same"])
-
-
-class LongTermKeys(ClientSession):
-    """Naive: one key pair for shares for ever, and nothing of the session in what is sealed."""
-
-    def advertise(self, basis):
-        draft = Advertise.from_bytes(super().advertise(basis))
-        state = self._state
-        state.cipher_private = hashlib.sha256(state.me.encode()).digest()
-        draft = dataclasses.replace(draft, cipher_key=keys.public_of(state.cipher_private))
-        state.own = dataclasses.replace(draft, signature=self._sign(draft.statement())).to_bytes()
-        return state.own
-
-    def _associated(self, dealer, holder):
-        return b""
-
-
-class TimelessFederation(Federation):
-    def client(self, name):
-        return LongTermKeys.from_bytes(self.stored[name], self.context, name, self.signers[name])
 
 
 def replay_shares(federation: Federation, sealed: dict[str, bytes]) -> list[bytes]:
@@ -457,7 +299,7 @@ def test_keys_that_survive_a_crash_give_the_victim_to_a_server_that_only_listens
         federation, loot = two_attempts()
         assert (loot.vector() == plain(federation)).all()
 
-    ours, loot = two_attempts()
+    _, loot = two_attempts()
     assert keys.public_of(loot.secret(VICTIM, MASK_KEY)) != loot.advertised[VICTIM].mask_key
     with pytest.raises(AssertionError, match="not all masks are off"):
         loot.vector()
