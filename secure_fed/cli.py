@@ -151,14 +151,19 @@ def site_status(
     """Say whether a site takes part or is halted, and where its evidence lies. Exit 0, or 1 where it is halted."""
     from secure_fed.client.halt import halted
     from secure_fed.client.home import Home
+    from secure_fed.identity import fingerprint
 
     with _said_plainly():
         opened = Home(home)
         found = halted(opened)
         name = opened.policy().site
+        public = opened.signing_key().public_bytes
     if as_json:
-        typer.echo(json.dumps({"site": name, "halted": None if found is None else vars(found)}, indent=2))
-    elif found is None:
+        state = {"site": name, "public_key": public.hex(), "halted": None if found is None else vars(found)}
+        typer.echo(json.dumps(state, indent=2))
+        raise typer.Exit(0 if found is None else 1)
+    typer.echo(f"{name}: key {fingerprint(public)}")
+    if found is None:
         typer.echo(f"{name}: takes part")
     else:
         typer.secho(f"{name}: halted since {found.time} with {found.code}", fg=typer.colors.RED)

@@ -145,21 +145,32 @@ class Roster(BaseModel):
     consortium: KeyHex
     coordinator: KeyHex
     members: Annotated[dict[SiteName, Member], Field(min_length=1)]
+    revoked: dict[SiteName, Member] = Field(
+        default_factory=dict
+    )  # took part once: their ledgers still have to be verified
     signature: SignatureHex
 
     @classmethod
     def create(
-        cls, members: Mapping[str, Member], consortium_key: SigningKey, *, coordinator: bytes, version: int = 1
+        cls,
+        members: Mapping[str, Member],
+        consortium_key: SigningKey,
+        *,
+        coordinator: bytes,
+        version: int = 1,
+        revoked: Mapping[str, Member] | None = None,
     ) -> Roster:
-        """A roster signed by `consortium_key`; ConfigError on a malformed field or a repeated key.
+        """A roster signed by `consortium_key`; ConfigError on a malformed field, a repeated key or name.
 
-        `coordinator` is the public key (32 bytes) that requests to the sites are signed with.
+        `coordinator` is the public key (32 bytes) that requests to the sites are signed with; `revoked` are former
+        members, who take part in nothing any more.
         """
         unsigned = {
             "version": version,
             "consortium": consortium_key.public_bytes.hex(),
             "coordinator": coordinator.hex(),
             "members": dict(members),
+            "revoked": dict(revoked or {}),
         }
         try:
             draft = cls.model_validate({**unsigned, "signature": "0" * 128})
@@ -182,6 +193,11 @@ class Roster(BaseModel):
         roster.check()
         return roster
 
+    @property
+    def known(self) -> dict[str, Member]:
+        """Members and former members: whose ledgers may be there."""
+        return {**self.revoked, **self.members}
+
     def save(self, path: Path) -> None:
         """Write the roster as canonical JSON, whole or not at all, and synced."""
         write_durably(path, canonical_json(self.model_dump(mode="json")) + b"\n", overwrite=True)
@@ -190,7 +206,10 @@ class Roster(BaseModel):
         """LedgerError on a signature not by the consortium, ConfigError on a key that two sites share."""
         consortium = bytes.fromhex(self.consortium)
         seen = {self.coordinator: "the coordinator"}
-        for name, member in self.members.items():
+        both = sorted(set(self.members) & set(self.revoked))
+        if both:
+            raise ConfigError(f"The roster names {', '.join(both)} as a member and as revoked: take one of them out.")
+        for name, member in self.known.items():
             if member.public_key in seen:
                 raise ConfigError(
                     f"The roster gives {seen[member.public_key]} and {name} the same public key "

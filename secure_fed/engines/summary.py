@@ -76,7 +76,7 @@ def summarise(
         "wall_s": round(progress.wall_s, 2),
         "insecure_reproducible": config.insecure_reproducible,
         "model_sha256": model.digest().hex(),
-        "warnings": warnings_of(federation, plans, final.left_out),
+        "warnings": warnings_of(federation, plans, final.left_out, resumed=progress.resumed),
         "secagg": secagg_facts(federation, metrics),
         "data_notes": json.loads((folder / "data_notes.json").read_text(encoding="utf-8")),
         "versions": versions(),
@@ -84,7 +84,11 @@ def summarise(
 
 
 def warnings_of(
-    federation: Federation, plans: Mapping[str, SitePlan | None], labels_left_out: Sequence[str] = ()
+    federation: Federation,
+    plans: Mapping[str, SitePlan | None],
+    labels_left_out: Sequence[str] = (),
+    *,
+    resumed: int = 0,
 ) -> list[str]:
     """What weakens the guarantee or the result of this run; shown on top of every output."""
     config = federation.config
@@ -104,6 +108,10 @@ def warnings_of(
             "strategy=flower, server_step: unverified: sites cannot recompute the server's step, so nothing ties the "
             "model that they are sent to the sums that were opened"
         )
+        if resumed:
+            warnings.append(
+                f"the run was resumed {resumed} times: what a Flower strategy remembers (momentum) began anew each time"
+            )
     if labels_left_out:
         warnings.append(
             f"labels left out of every score, because the hold-out has one class only: {', '.join(labels_left_out)}"

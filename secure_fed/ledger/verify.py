@@ -88,7 +88,7 @@ def _verify_run(folder: Path, given: Roster | None) -> tuple[list[_Examined], li
         except (ConfigError, LedgerError) as error:
             problems.append(str(error).replace(str(folder / ROSTER), ROSTER))
     homes = sorted(p.name for p in (folder / "sites").iterdir() if p.is_dir())
-    members = sorted(roster.members) if roster is not None else homes
+    members = sorted(roster.known) if roster is not None else homes
     examined = []
     for name in sorted({*homes, *members}):
         ledger = folder / "sites" / name / LEDGER
@@ -123,7 +123,7 @@ def _stranger(first: Record, roster: Roster | None, site: str | None) -> str | N
     """Why a ledger's first record is not by a site that it should be by."""
     if site is not None and first.site != site:
         return f"record 0 is by {first.site}: this is another site's ledger"
-    if roster is not None and first.site not in roster.members:
+    if roster is not None and first.site not in roster.known:
         return f"record 0 is by {first.site}, a site that the roster does not know"
     return None
 
@@ -132,7 +132,7 @@ def _against_roster(chain: Chain, roster: Roster | None) -> str | None:
     """Where a whole ledger's present key or its n is not what the roster says of the site."""
     if roster is None:
         return None
-    member = roster.members[chain.records[0].site]
+    member = roster.known[chain.records[0].site]
     *replaced, current = signing_keys(chain.records)
     named = 0 if not replaced else rotations(chain.records)[-1].seq
     if member.public_key in replaced:

@@ -15,7 +15,8 @@ import numpy as np
 
 from secure_fed.accounting import Mechanism, Relation, epsilon, epsilon_by_round
 from secure_fed.errors import LedgerError
-from secure_fed.ledger import Genesis, Plan, Reserve, read_ledger
+from secure_fed.identity import fingerprint
+from secure_fed.ledger import Genesis, Note, Plan, Record, Rekey, Reserve, read_ledger, signing_keys
 from secure_fed.report.run_folder import RunFolder
 
 # A point of a curve costs about 20 ms, a total about 100 ms: together they keep a report below some seconds.
@@ -36,6 +37,7 @@ class SiteLedger:
     other_runs: int
     lifetime_claim: bool
     rng: str | None
+    events: tuple[str, ...]  # halts, their ends, replaced keys, repairs: in the ledger's words
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def read_budget(run: RunFolder) -> Budget:
 
 def _read(run: RunFolder, site: str, path: Path) -> SiteLedger:
     records = read_ledger(path)
-    genesis = records[0].body
-    if not isinstance(genesis, Genesis) or genesis.public_key != run.roster.members[site].public_key:
+    first = records[0].body
+    if not isinstance(first, Genesis) or signing_keys(records)[-1] != run.roster.known[site].public_key:
         raise LedgerError(
             f"The ledger {path} is signed by another key than the roster gives {site}: it is not that "
             f"site's. See: secure-fed verify {run.path}"
@@ -135,9 +137,21 @@ def _read(run: RunFolder, site: str, path: Path) -> SiteLedger:
         reserves=own,
         records=len(records),
         other_runs=len({body.run for body in reserves} - {run.summary.run}),
-        lifetime_claim=genesis.lifetime_claim,
+        lifetime_claim=first.lifetime_claim,
         rng=plans[-1].rng if plans else None,
+        events=tuple(text for record in records if (text := _event(record))),
     )
+
+
+def _event(record: Record) -> str | None:
+    """What a reader should know of a record that charges nothing."""
+    body = record.body
+    when = f"record {record.seq}, {record.time[:10]}"
+    if isinstance(body, Note):
+        return f"{when}, {body.code}: {body.text}"
+    if isinstance(body, Rekey):
+        return f"{when}: the key was replaced by {fingerprint(bytes.fromhex(body.public_key))}"
+    return None
 
 
 def _curve(

@@ -192,7 +192,7 @@ class _Member:
 def _members(run: RunFolder, budget: Budget) -> list[_Member]:
     summary, rows = run.summary, []
     for site, facts in summary.members.items():
-        key = fingerprint(bytes.fromhex(run.roster.members[site].public_key))
+        key = fingerprint(bytes.fromhex(run.roster.known[site].public_key))
         value = budget.recomputed.get(site, summary.epsilon.get(site))
         target = summary.epsilon_target
         rows.append(

@@ -247,7 +247,7 @@ def _roster(path: Path, summary: Summary) -> Roster:
         raise DataError(f"{path}: {error}") from error
     # Site names become paths: only those that the roster's strict schema let through may.
     for site in summary.members:
-        if site not in roster.members:
+        if site not in roster.known:
             raise DataError(f"{path} lacks {site}, which summary.json names as a member: one of them was changed.")
     return roster
 

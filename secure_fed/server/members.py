@@ -35,6 +35,12 @@ class RosterFile:
                 f"version {self._roster.version} of {self._roster.consortium[:16]}: a roster is followed by a later "
                 "one of the same consortium; put that in its place and resume"
             )
+        forgotten = sorted(set(self._roster.known) - set(roster.known))
+        if forgotten:
+            raise RunAborted(
+                f"roster version {roster.version} drops {', '.join(forgotten)} without a word: their ledgers could not "
+                "be verified any more. Name them under `revoked`, and resume"
+            )
         federation = Federation(self._config, sites_of(roster))
         if federation.model.component_sizes() != self._federation.model.component_sizes():
             raise RunAborted(

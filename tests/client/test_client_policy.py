@@ -361,6 +361,14 @@ def test_no_simulated_owner_admits_less_than_its_run_asks(make_config) -> None:
             admit(policy, Federation(make_config(*overrides), members))
 
 
+def test_a_simulated_owner_keeps_to_the_contributors_that_its_run_asked_for(make_config) -> None:
+    overrides = ("federation.ownership='0:0:5'", "federation.min_contributors=4")
+    bench = Bench.make(make_config(*overrides))
+    members = bench.prepared.federation.sites
+    with pytest.raises(PolicyRefusal, match=r"fusion:3.* are below the policy's .*fusion:4"):
+        admit(bench.home("site01").policy(), Federation(make_config(overrides[0]), members))
+
+
 # -- the file ---------------------------------------------------------------------------------------------------
 
 MALFORMED: dict[str, tuple[dict[str, object], str]] = {

@@ -5,182 +5,34 @@ A kill leaves a torn file or a finished one, and nothing that the dying process 
 
 from __future__ import annotations
 
-import copy
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from federation_bench import Bench, RecordingTransport
+from mortal_bench import MortalBench, Mortality, mortal
 
-from secure_fed.client import halt as halting
-from secure_fed.client import home as homes
 from secure_fed.client.halt import halted
-from secure_fed.client.home import Home
 from secure_fed.client.training import LocalTraining
 from secure_fed.config import compose_config, freeze
 from secure_fed.federation.wire import OK, Header, Parcel
-from secure_fed.ledger import Ledger
 from secure_fed.methods.base import owns
-from secure_fed.secagg.messages import Advertise, Confirm, Masked, Release
-from secure_fed.server.round import Coordinator, RoundBurned
+from secure_fed.secagg.messages import Advertise, Confirm, Masked, Survivors
 
 OVERRIDES = (
     "data.patients=240",
-    "federation.sites=5",
-    "federation.ownership=1:1:3",
+    "federation.sites=4",
+    "federation.ownership=0:0:4",
     "federation.rounds=12",
     "federation.corrupt=0",
     "method=zero_fill",
     "method.classify.steps=1",
     "method.classify.learning_rate=1",
 )
-
-
-class Killed(BaseException):
-    """The process is gone; nobody catches this but the test's operator."""
-
-
-@dataclass
-class Mortality:
-    """Counts each site's writes; kills the sites in `marked` at their write number `at`, once each.
-
-    `marked` says how: "torn" in the middle of the write, "done" right after it.
-    """
-
-    marked: Mapping[str, str] = field(default_factory=dict)
-    at: int = -1
-    writes: Counter[str] = field(default_factory=Counter)
-    dead: set[str] = field(default_factory=set)
-    killed: set[str] = field(default_factory=set)
-
-    def write(self, path: Path, whole: Callable[[], Any], torn: Callable[[], Any] = lambda: None) -> Any:
-        name = next((part for part in path.parts if part.startswith("site0")), "")
-        if name in self.dead:
-            raise Killed
-        doomed = name in self.marked.keys() - self.killed and self.writes[name] == self.at
-        self.writes[name] += 1
-        if not doomed:
-            return whole()
-        self.killed.add(name)
-        self.dead.add(name)
-        (torn if self.marked[name] == "torn" else whole)()
-        raise Killed
-
-
-@contextmanager
-def mortal(mortality: Mortality) -> Iterator[None]:
-    """Every way in which a site writes goes through `mortality`. Syncing is left out: there is no power cut here."""
-
-    def durably(original: Callable[..., None]) -> Callable[..., None]:
-        def write(path: Path, data: bytes, *, overwrite: bool) -> None:
-            half = path.with_name(f".{path.name}.torn")
-            mortality.write(path, lambda: original(path, data, overwrite=overwrite), lambda: half.write_bytes(data[:9]))
-
-        return write
-
-    def drop(self: Home, name: str) -> None:
-        mortality.write(self.root, lambda: dropping(self, name))
-
-    def drop_all(self: Home, prefix: str, keep: str = "") -> None:
-        mortality.write(self.root, lambda: dropping_all(self, prefix, keep))
-
-    def append(self: Ledger, handle: int, data: bytes) -> None:
-        mortality.write(
-            self._path, lambda: appending(self, handle, data), lambda: os.write(handle, data[: len(data) // 2])
-        )
-
-    dropping, dropping_all, appending = Home.drop, Home.drop_all, Ledger._write
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(homes, "write_durably", durably(homes.write_durably))
-        patch.setattr(halting, "write_durably", durably(halting.write_durably))
-        patch.setattr(Home, "drop", drop)
-        patch.setattr(Home, "drop_all", drop_all)
-        patch.setattr(Ledger, "_write", append)
-        yield
-
-
-@dataclass
-class MortalBench(Bench):
-    """A bench whose sites may die; one that did is started again at once.
-
-    Its answer is lost; with `redelivers` the request reaches it again, and the second answer counts.
-    """
-
-    mortality: Mortality = field(default_factory=Mortality)
-    log: list[tuple[str, Parcel, Parcel]] = field(default_factory=list)
-    number: int = 1
-    redelivers: bool = False
-
-    def restart(self, name: str) -> None:
-        super().restart(name)
-        site, load = self.sites[name], self.sites[name]._load_records
-        site._load_records = lambda model: _prepared(name, load, model)
-        self.sites[name] = _Mortal(self, name, site)  # type: ignore[assignment]
-
-    def fork(self, folder: Path, mortality: Mortality) -> MortalBench:
-        """The same federation at the same point, in a folder of its own."""
-        shutil.copytree(self.folder, folder)
-        transport = RecordingTransport({}, self.transport.key)
-        old = self.coordinator
-        coordinator = Coordinator(old.federation, old.roster, transport, self.transport.key, old.attempt)
-        coordinator._prepared, coordinator._lost = copy.deepcopy(old._prepared), set(old._lost)
-        bench = MortalBench(folder, self.prepared, {}, transport, coordinator, self.held, mortality, list(self.log))
-        transport.sites = bench.sites
-        for name in self.sites:
-            bench.restart(name)
-        return bench
-
-    def go_on(self, rounds: int) -> None:
-        """That many opened rounds, however many it takes."""
-        while rounds:
-            try:
-                self.round(self.number, self.number, more=True)
-                rounds -= 1
-            except RoundBurned:
-                pass
-            self.number += 1
-
-
-_RECORDS: dict[str, Any] = {}
-
-
-def _prepared(name: str, load: Callable[[Any], Any], model: Any) -> Any:
-    """The same records for every test in here: to prepare them takes longer than a round."""
-    if name not in _RECORDS:
-        _RECORDS[name] = load(model)
-    return _RECORDS[name]
-
-
-@dataclass
-class _Mortal:
-    bench: MortalBench
-    name: str
-    site: Any
-
-    def handle(self, parcel: Parcel) -> Parcel | None:
-        try:
-            return self._answer(parcel)
-        except Killed:
-            self.bench.mortality.dead.discard(self.name)
-            self.bench.restart(self.name)
-        # Whoever carries the messages delivers all of this session's once more, the last one included.
-        reborn, header = self.bench.sites[self.name], parcel.header
-        earlier = [sent for site, sent, _ in self.bench.log if site == self.name and sent.header == header]
-        answers = [reborn._answer(sent) for sent in (*earlier, parcel)]
-        return answers[-1] if self.bench.redelivers else None
-
-    def _answer(self, parcel: Parcel) -> Parcel:
-        answer = self.site.handle(parcel)
-        self.bench.log.append((self.name, parcel, answer))
-        return answer
 
 
 @pytest.fixture(autouse=True)
@@ -197,12 +49,20 @@ def quick(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def steady(tmp_path_factory: pytest.TempPathFactory) -> MortalBench:
-    """After a first round, with the keys of the next one made."""
+def founded(tmp_path_factory: pytest.TempPathFactory) -> MortalBench:
+    """Before the first round."""
     folder = tmp_path_factory.mktemp("crash") / "run"
     with mortal(Mortality()):
-        bench = MortalBench.make(freeze(compose_config(list(OVERRIDES)), folder))
-        bench.round(0, 0, more=True)
+        return MortalBench.make(freeze(compose_config(list(OVERRIDES)), folder))
+
+
+@pytest.fixture(scope="module")
+def steady(founded, tmp_path_factory: pytest.TempPathFactory) -> MortalBench:
+    """After the first round, with the keys of the next one made."""
+    mortality = Mortality()
+    with mortal(mortality):
+        bench = founded.fork(tmp_path_factory.mktemp("crash") / "steady", mortality)
+        bench.go_on(1)
     return bench
 
 
@@ -220,10 +80,7 @@ def check(bench: MortalBench) -> None:
     once([(site, message.sid) for site, _, message in masked], "masked vector under one session id")
     signed = [(site, Confirm.from_bytes(a.body).sid) for site, _, r, a in good if r.action == "confirm"]
     once(signed, "list of survivors")
-    released = [
-        (site, header.round) for site, header, r, a in good if r.action == "unmask" and Release.from_bytes(a.body)
-    ]
-    once(released, "release of a round")
+    once([(site, header.round) for site, header, r, _ in good if r.action == "unmask"], "release of a round")
     for site in bench.sites:
         charged = [record.round for record in bench.reserves(site)]
         left = {header.round for name, header, _ in masked if name == site}
@@ -242,30 +99,23 @@ def once(values: list[Any], what: str) -> None:
 def ends_well(bench: MortalBench) -> None:
     """The last round is one of all sites, prepared on the way, over one model."""
     last = bench.round(bench.number, bench.number, more=True)
-    assert (last.survivors, last.traffic.exchanges) == (5, 3)
+    assert (last.survivors, last.traffic.exchanges) == (4, 3)
     tracks = {bench.home(site).get_tensors("track")[1]["track/model/fusion"].tobytes() for site in bench.sites}
     assert len(tracks) == 1
 
 
-@pytest.mark.parametrize(
-    "marked",
-    [{"site02": "torn", "site04": "done"}, {f"site0{n}": ("torn", "done")[n % 2] for n in range(1, 6)}],
-    ids=["some", "all"],
-)
-def test_a_site_that_is_killed_at_any_write_of_two_rounds_comes_back_and_does_nothing_twice(
-    steady, tmp_path, marked
-) -> None:
-    """Some: the others go on without them. All: the attempt fails, or the round is burned."""
+def killed_at_every_write(start: MortalBench, folder: Path, marked: Mapping[str, str]) -> None:
+    """Two rounds for every write of them, at which the marked sites die, and two more; then look at it all."""
     count = Mortality()
     with mortal(count):
-        steady.fork(tmp_path / "count", count).go_on(2)
+        start.fork(folder / "count", count).go_on(2)
     assert count.writes["site02"] > 25
     for at in range(count.writes["site02"]):
         mortality = Mortality(marked, at)
         try:
             with mortal(mortality):
-                bench = steady.fork(tmp_path / str(at), mortality)
-                bench.redelivers = len(marked) < 5
+                bench = start.fork(folder / str(at), mortality)
+                bench.redelivers = len(marked) == 1
                 bench.go_on(2)
                 assert mortality.killed == set(marked)
                 bench.go_on(1)
@@ -275,3 +125,127 @@ def test_a_site_that_is_killed_at_any_write_of_two_rounds_comes_back_and_does_no
             error.add_note(f"killed at write {at}")
             raise
         shutil.rmtree(bench.folder)
+
+
+def test_a_site_killed_at_any_write_of_the_first_two_rounds_comes_back_and_does_nothing_twice(
+    founded, tmp_path
+) -> None:
+    """It is sent once more what it may have answered already; the others go on, with it or without."""
+    killed_at_every_write(founded, tmp_path, {"site02": "torn"})
+
+
+def test_sites_all_killed_at_any_write_of_two_steady_rounds_come_back_and_do_nothing_twice(steady, tmp_path) -> None:
+    """The attempt fails and is made again, or the round is burned."""
+    marked = {f"site0{number}": ("torn", "done")[number % 2] for number in range(1, 5)}
+    killed_at_every_write(steady, tmp_path, marked)
+
+
+def other_survivors(request: Parcel) -> Parcel:
+    """The coordinator's second list of survivors, without site04."""
+    listed = Survivors.from_bytes(request.body)
+    others = tuple(name for name in listed.survivors if name != "site04")
+    return replace(request, body=replace(listed, survivors=others).to_bytes(), next_header=b"", next_body=b"")
+
+
+def test_a_site_killed_while_it_halts_has_halted_or_releases_nothing_for_that_round(steady, tmp_path) -> None:
+    """A second list of survivors comes; the site dies at any write of its halt, and is asked for its shares."""
+    halts = []
+    for at in range(20):
+        mortality = Mortality()
+        with mortal(mortality):
+            bench = steady.fork(tmp_path / str(at), mortality)
+
+            def lie(site: str, action: str, parcel: Parcel, bench=bench, mortality=mortality, at=at) -> Parcel:
+                if (site, action) == ("site02", "unmask"):
+                    request = next(p for s, a, p in bench.transport.sent if (s, a) == ("site02", "confirm"))
+                    mortality.marked, mortality.at = {"site02": "torn"}, mortality.writes["site02"] + at
+                    bench.sites["site02"].handle(other_survivors(request).signed(bench.transport.key))
+                return parcel
+
+            bench.transport.before = lie
+            bench.go_on(1)
+            bench.transport.before = lambda site, action, parcel: parcel
+            unmasked = [answer for site, request, answer in bench.log if (site, request.action) == ("site02", "unmask")]
+            assert [answer.code == OK for answer in unmasked] == [True, *[False] * (len(unmasked) - 1)], "round 0 only"
+            halts.append(halted(bench.home("site02")) is not None)
+            bench.go_on(1)
+        if not mortality.killed:
+            break
+    assert not mortality.killed, "every write was tried"
+    assert halts[-1]
+    assert len(halts) > 4
+
+
+@pytest.mark.parametrize("name", ["journal", "track", "pending", "session"])
+def test_a_site_with_a_broken_file_answers_with_a_code_and_the_others_go_on(steady, tmp_path, name) -> None:
+    mortality = Mortality()
+    with mortal(mortality):
+        bench = steady.fork(tmp_path / "run", mortality)
+        if name == "pending":  # it is there only between a mask and its unmask
+            bench.home("site02").put("pending", b"an update")
+        for path in (bench.folder / "sites" / "site02" / "private").glob(f"{name}*.bin"):
+            path.write_bytes(path.read_bytes()[:-1])
+        charged, before = len(bench.reserves("site02")), len(bench.log)
+        result = bench.round(1, 1, more=True)
+    answers = [answer for site, _, answer in bench.log[before:] if site == "site02"]
+    assert result.survivors == 3
+    assert {answer.code for answer in answers} <= {"refused", OK, "no_session"}
+    assert answers[0].code == "refused"
+    assert len(bench.reserves("site02")) == charged
+    assert halted(bench.home("site02")) is None
+
+
+def put_back(bench: MortalBench, copied: Path) -> None:
+    """site02's whole home as it was when it was copied."""
+    home = bench.folder / "sites" / "site02"
+    shutil.rmtree(home)
+    shutil.copytree(copied, home)
+    bench.restart("site02")
+
+
+def test_a_home_put_back_whole_joins_again_and_what_it_forgot_is_a_named_limit(steady, tmp_path) -> None:
+    """Under an honest coordinator it follows again; its charges since then are gone, and it would release again."""
+    mortality = Mortality()
+    with mortal(mortality):
+        bench = steady.fork(tmp_path / "run", mortality)
+        copied = tmp_path / "copy"
+
+        def copy_home(site: str, action: str, parcel: Parcel) -> Parcel:
+            if (site, action) == ("site02", "unmask") and not copied.exists():
+                shutil.copytree(bench.folder / "sites" / "site02", copied)
+            return parcel
+
+        bench.transport.before = copy_home
+        bench.go_on(2)
+        first = [(r, a) for site, r, a in bench.log if (site, r.action) == ("site02", "unmask")][-2]
+        put_back(bench, copied)
+        assert [record.round for record in bench.reserves("site02")] == [0, 1], "the charge of round 2 is forgotten"
+        again = bench.sites["site02"].handle(first[0])
+        assert again.body == first[1].body, "the same shares over the same list: nothing new is told"
+        bench.go_on(2)
+        ends_well(bench)
+        assert halted(bench.home("site02")) is None
+
+
+def test_a_home_put_back_whole_signs_a_second_list_which_alone_opens_nothing(steady, tmp_path) -> None:
+    """It counts as one of the C corrupt members; t signatures over either list are what holds."""
+    mortality = Mortality()
+    with mortal(mortality):
+        bench = steady.fork(tmp_path / "run", mortality)
+        copied, told = tmp_path / "copy", []
+
+        def lie(site: str, action: str, parcel: Parcel) -> Parcel:
+            if (site, action) == ("site02", "confirm"):
+                shutil.copytree(bench.folder / "sites" / "site02", copied)
+                bench.sites["site02"].handle(other_survivors(parcel).signed(bench.transport.key))
+                put_back(bench, copied)
+                told.append(parcel)
+            return parcel
+
+        bench.transport.before = lie
+        bench.go_on(1)
+    signed = [a for site, r, a in bench.log if (site, r.action) == ("site02", "confirm") and r.header == told[0].header]
+    assert [answer.code for answer in signed] == [OK, OK]
+    bodies = {Confirm.from_bytes(answer.body).signature for answer in signed}
+    assert len(bodies) == 2
+    assert 2 * bench.coordinator.federation.threshold > len(bench.sites)

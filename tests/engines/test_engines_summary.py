@@ -14,7 +14,7 @@ from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params
 
 BOTH, IMAGE = frozenset({"image", "text"}), frozenset({"image"})
-ALONE = "+secagg.floors={encoder.text:1,translator.image_to_text:2,translator.text_to_image:2}"
+ALONE = "+secagg.floors={encoder.text:2,translator.image_to_text:1,translator.text_to_image:2}"
 
 
 def federation_of(config, *owned: frozenset[str]) -> Federation:
@@ -56,7 +56,7 @@ def test_a_floor_of_one_is_called_what_it_is(make_config) -> None:
     federation = federation_of(make_config("federation.corrupt=1", ALONE), *[IMAGE] * 8, *[BOTH] * 2)
     said = [text for text in warnings_of(federation, {}) if "one single site's update" in text]
     assert len(said) == 1
-    assert said[0].startswith("component encoder.text: floor 1")
+    assert said[0].startswith("component translator.image_to_text: floor 1")
     assert said[0].endswith("DP alone protects it")
     off = federation_of(make_config("privacy=off", "federation.corrupt=1", ALONE), *[IMAGE] * 8, *[BOTH] * 2)
     assert any(text.endswith("privacy=off, so nothing protects it") for text in warnings_of(off, {}))
@@ -76,6 +76,14 @@ def test_each_switch_that_weakens_a_run_is_warned_of(make_config, overrides, sai
     members = [BOTH] * 5
     assert not any(said in text for text in warnings_of(federation_of(make_config(), *members), {}))
     assert any(said in text for text in warnings_of(federation_of(make_config(*overrides), *members), {}))
+
+
+def test_a_resumed_run_says_that_a_flower_strategy_began_anew(make_config) -> None:
+    flower = federation_of(make_config("strategy=flower"), *[BOTH] * 5)
+    said = "began anew each time"
+    assert any(said in text for text in warnings_of(flower, {}, resumed=2))
+    assert not any(said in text for text in warnings_of(flower, {}))
+    assert not any(said in text for text in warnings_of(federation_of(make_config(), *[BOTH] * 5), {}, resumed=2))
 
 
 def test_labels_that_no_score_counts_are_warned_of(make_config) -> None:
@@ -130,8 +138,8 @@ def test_the_summary_says_of_each_component_what_protects_it_and_how_often_it_st
     assert {name: facts["floor"] for name, facts in components.items()} == {
         "encoder.image": 3,
         "fusion": 3,
-        "encoder.text": 1,
-        "translator.image_to_text": 2,
+        "encoder.text": 2,
+        "translator.image_to_text": 1,
         "translator.text_to_image": 2,
     }
     lowered = {name for name, facts in components.items() if facts["dp_only"]}
@@ -139,6 +147,7 @@ def test_the_summary_says_of_each_component_what_protects_it_and_how_often_it_st
     for name, facts in components.items():
         assert facts["kept"] == sum(name in row["kept"] for row in metrics)
         assert len(facts["owners"]) == (2 if name in lowered else 6)
+    assert components["encoder.text"]["kept"] > 0, "an owner dropped out, and the other's update stayed masked"
     assert summary["server_step"] == "verified"
     assert summary["statistics"] == {}
     secagg = summary["secagg"]
@@ -154,8 +163,8 @@ def test_page_and_card_say_dp_only_and_that_a_single_sites_update_can_be_seen(op
         assert "DP only" in text
         assert "the coordinator then sees that one site's own update, unmasked" in text.replace("&#39;", "'")
         assert "server step" in text.lower()
-        assert "translator.image_to_text (floor 2)" in text
-    assert "Of encoder.text, a single site's own update too" in page.replace("&#39;", "'")
+        assert "encoder.text (floor 2)" in text
+    assert "Of translator.image_to_text, a single site's own update too" in page.replace("&#39;", "'")
 
 
 def test_a_statistic_has_its_floor_and_the_component_solved_from_it_has_none(make_config, tmp_path) -> None:
