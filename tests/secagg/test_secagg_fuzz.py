@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from hostile_server import Broken, World
+from fuzz_judge import Broken
+from hostile_server import World
 from secagg_federation import STAGES, Federation, Reply, bind, make_context, random_vectors
 
 from secure_fed.errors import SecAggError
