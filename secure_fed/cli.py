@@ -149,7 +149,7 @@ def site_status(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable state.")] = False,
 ) -> None:
     """Say whether a site takes part or is halted, and where its evidence lies. Exit 0, or 1 where it is halted."""
-    from secure_fed.client.halt import halted
+    from secure_fed.client.halt import evidence_of, halted
     from secure_fed.client.home import Home
     from secure_fed.identity import fingerprint
 
@@ -158,6 +158,7 @@ def site_status(
         found = halted(opened)
         name = opened.policy().site
         public = opened.signing_key().public_bytes
+        evidence = evidence_of(opened)
     if as_json:
         state = {"site": name, "public_key": public.hex(), "halted": None if found is None else vars(found)}
         typer.echo(json.dumps(state, indent=2))
@@ -167,7 +168,7 @@ def site_status(
         typer.echo(f"{name}: takes part")
     else:
         typer.secho(f"{name}: halted since {found.time} with {found.code}", fg=typer.colors.RED)
-        typer.echo(f"evidence: {opened.root / 'evidence' / found.evidence} (SHA-256 {found.sha256})")
+        typer.echo(f"evidence: {evidence} (SHA-256 {found.sha256})")
         typer.echo(f"Look at it with the others, then: secure-fed site resume {home} --reason '...'")
     raise typer.Exit(0 if found is None else 1)
 

@@ -69,6 +69,8 @@ class Follower:
         """
         said = Announcement.from_bytes(announced)
         before = self._load() or Standing(initial_track(federation))
+        if not before.announced_round <= said.round <= header.round:
+            raise SecAggError("stale_model", f"the model of round {said.round} after that of {before.announced_round}")
         config = federation.config
         takes = isinstance(config.strategy, FlowerConfig) or config.secagg.mode == "off"
         if takes != (said.server_step == "unverified"):
@@ -77,7 +79,7 @@ class Follower:
             track, outcome_round = self._taken(federation, said, arrays), before.outcome_round
         else:
             track, outcome_round = self._recomputed(federation, said, arrays, before)
-        self._keep(Standing(track, outcome_round, header.round))
+        self._keep(Standing(track, outcome_round, said.round))
         return track
 
     def _taken(self, federation: Federation, said: Announcement, arrays: Mapping[str, Array]) -> Track:
@@ -95,7 +97,9 @@ class Follower:
             return before.track, before.outcome_round
         outcome = said.outcome
         if outcome is None:
-            return _first(federation, arrays, before.track, target), before.outcome_round
+            if before.outcome_round >= 0:
+                raise SecAggError("stale_model", "the first model again")
+            return _first(federation, arrays, target), before.outcome_round
         if outcome.round <= before.outcome_round:
             raise SecAggError("stale_model", f"round {outcome.round} after round {before.outcome_round}")
         basis = binding(bytes.fromhex(outcome.model_hash), bytes.fromhex(outcome.state_hash))
@@ -144,12 +148,13 @@ def _target(said: Announcement) -> bytes:
     return binding(bytes.fromhex(said.model_hash), bytes.fromhex(said.state_hash))
 
 
-def _first(federation: Federation, arrays: Mapping[str, Array], own: Track, target: bytes) -> Track:
+def _first(federation: Federation, arrays: Mapping[str, Array], target: bytes) -> Track:
     """The first model where another processor drew it: as it is sent, if it is this site's own but for last bits."""
     if not part(arrays, MODEL):
         raise SecAggError(NEEDS_CHECKPOINT, "the first model differs from the one that the configuration gives here")
     track = check_shape(federation, Track(part(arrays, MODEL)))
-    if track.digest != target or own.states or not is_same_draw(own, track):
+    # Not the last one announced: step by step that could be walked anywhere.
+    if track.digest != target or not is_same_draw(initial_track(federation), track):
         raise SecAggError(Code.MODEL_MISMATCH, "the first model is not the one that the configuration gives")
     return track
 

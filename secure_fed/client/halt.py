@@ -44,7 +44,24 @@ class Halt:
 def halted(home: Home) -> Halt | None:
     """The halt that is in force, None where the site is free to take part."""
     stored = home.get(_FILE)
-    return Halt(**json.loads(stored)) if stored else None
+    return Halt(**json.loads(stored)["halt"]) if stored else None
+
+
+def evidence_of(home: Home) -> Path | None:
+    """The evidence file of the halt that is in force, laid out again if a crash kept it from the disk."""
+    stored = home.get(_FILE)
+    if stored is None:
+        return None
+    tree = json.loads(stored)
+    return _lay_out(home, Halt(**tree["halt"]), tree["evidence"].encode())
+
+
+def _lay_out(home: Home, found: Halt, raw: bytes) -> Path:
+    path = home.root / "evidence" / found.evidence
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_durably(path, raw, overwrite=False)
+    return path
 
 
 def halt(home: Home, site: str, code: str, detail: str, requests: Sequence[Parcel], facts: dict[str, Any]) -> Halt:
@@ -55,11 +72,6 @@ def halt(home: Home, site: str, code: str, detail: str, requests: Sequence[Parce
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     folder = home.root / "evidence"
     folder.mkdir(mode=0o700, exist_ok=True)
-    arrays: dict[str, Array] = {}
-    for index, request in enumerate(requests):
-        arrays |= {f"{index}/{name}": array for name, array in request.arrays.items()}
-    if arrays:
-        write_durably(folder / f"{time}-{code}.safetensors", save_tensors(arrays), overwrite=False)
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "site": site,
@@ -74,9 +86,15 @@ def halt(home: Home, site: str, code: str, detail: str, requests: Sequence[Parce
     content["signature"] = key.sign(domain_separated(DOMAIN, canonical_json(content))).hex()
     raw = canonical_json(content) + b"\n"
     name = f"{time}-{code}.json"
-    write_durably(folder / name, raw, overwrite=False)
     found = Halt(code, time, name, hashlib.sha256(raw).hexdigest())
-    home.put(_FILE, json.dumps(vars(found)).encode())
+    # The halt first, with the evidence in it: no crash lets a site that was lied to go on, or costs the proof.
+    home.put(_FILE, json.dumps({"halt": vars(found), "evidence": raw.decode()}).encode())
+    arrays: dict[str, Array] = {}
+    for index, request in enumerate(requests):
+        arrays |= {f"{index}/{name}": array for name, array in request.arrays.items()}
+    if arrays:
+        write_durably(folder / f"{time}-{code}.safetensors", save_tensors(arrays), overwrite=False)
+    _lay_out(home, found, raw)
     _note(home, "site_halted", f"{code}; evidence {found.evidence}, SHA-256 {found.sha256}")
     return found
 
@@ -87,20 +105,23 @@ def resume(home: Home, reason: str) -> Halt:
     Raises ConfigError where the site is not halted or the reason is empty or too long, LedgerError where the
     ledger cannot be written: the site stays halted then.
     """
-    found = halted(home)
-    if found is None:
-        raise ConfigError(f"{home.root} is not halted: nothing to resume")
-    told = " ".join(reason.split())
-    if not told or len(told) > _LONGEST_REASON:
-        raise ConfigError(
-            f"the reason has {len(told)} characters; say in 1 to {_LONGEST_REASON} why the site may go on"
-        )
-    text = f"after {found.code}, evidence SHA-256 {found.sha256}: {told}"
-    with open_ledger(home, home.policy()) as ledger:
-        ledger.append(Note(code="site_resumed", text=text))
-    home.drop_all("session-")
-    home.drop(_FILE)
-    return found
+    with home.alone():
+        found = halted(home)
+        if found is None:
+            raise ConfigError(f"{home.root} is not halted: nothing to resume")
+        told = " ".join(reason.split())
+        if not told or len(told) > _LONGEST_REASON:
+            raise ConfigError(
+                f"the reason has {len(told)} characters; say in 1 to {_LONGEST_REASON} why the site may go on"
+            )
+        text = f"after {found.code}, evidence SHA-256 {found.sha256}: {told}"
+        evidence_of(home)
+        with open_ledger(home, home.policy()) as ledger:
+            ledger.append(Note(code="site_resumed", text=text))
+        home.drop_all("session-")
+        home.drop("track")  # it may be what the lie led to; a signed checkpoint leads back
+        home.drop(_FILE)
+        return found
 
 
 def check_evidence(path: Path, roster: Roster) -> dict[str, Any]:

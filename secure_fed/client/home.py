@@ -5,9 +5,12 @@ Whatever is secret lies under `private/` (mode 0700), wrapped with a key that ne
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,16 @@ class Home:
         self.drop_all("session-")
         self.next_key_path.replace(self.private / "identity.pem")
         sync_folder(self.private)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process or thread uses this home: a stored state serves one step, and one only."""
+        handle = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def put(self, name: str, data: bytes) -> None:
         """Keep `data` under `name`, encrypted, replacing what was there in one step."""

@@ -23,15 +23,20 @@ class Journal:
     def __init__(self, home: Home) -> None:
         self._home = home
 
+    def require_new(self, header: Header) -> None:
+        """Raise SecAggError(stale_round) where this session is not beyond all before."""
+        last = self._read()["runs"].get(header.run, _FRESH)
+        if header.attempt <= last["attempt"] or header.round <= last["released"]:
+            raise SecAggError("stale_round", f"round {header.round} attempt {header.attempt} after {last}")
+
     def begin(self, header: Header) -> None:
         """Note that this session begins; raises SecAggError(stale_round) where it is not beyond all before.
 
         A session number is used once, so no key serves twice; a released round gets no other session.
         """
+        self.require_new(header)
         tree = self._read()
         last = tree["runs"].get(header.run, _FRESH)
-        if header.attempt <= last["attempt"] or header.round <= last["released"]:
-            raise SecAggError("stale_round", f"round {header.round} attempt {header.attempt} after {last}")
         tree["runs"][header.run] = {**last, "attempt": header.attempt}
         self._write(tree)
 

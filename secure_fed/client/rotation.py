@@ -32,6 +32,11 @@ def rotate_key(home: Home) -> NewKey:
     void. Whatever stops this before the ledger's record leaves the old key in force; after it `Home.signing_key`
     finishes. Raises ConfigError where the old key is lost, LedgerError where the ledger cannot be continued.
     """
+    with home.alone():
+        return _rotate(home)
+
+
+def _rotate(home: Home) -> NewKey:
     site, fresh = home.policy().site, SigningKey.generate()
     if not Ledger.is_begun(home.ledger_path):
         _lay_ready(home, fresh)  # nothing was signed that the new key would have to follow

@@ -5,13 +5,14 @@ A stored state serves one step. What a step made leaves the site only after the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from secure_fed.client.home import Home
 from secure_fed.errors import SecAggError
 from secure_fed.federation.wire import Header, Parcel
 from secure_fed.secagg import ClientSession, SessionContext, Stage
+from secure_fed.secagg.client_state import ClientState
 from secure_fed.secagg.encoding import decode, encode
 
 _PREFIX = "session-"
@@ -67,6 +68,11 @@ class Sessions:
         """The request whose survivors this site signed in a session, if any."""
         stored = self._home.get(_name(header.attempt))
         return None if stored is None else _split(stored)[1]
+
+    def advertisements(self, header: Header) -> Mapping[str, bytes]:
+        """Member -> its signed advertisement, as this site took it in a session; empty where there is none."""
+        stored = self._home.get(_name(header.attempt))
+        return {} if stored is None else ClientState.from_bytes(_split(stored)[0]).peers
 
     def forget(self, header: Header) -> None:
         """Drop one session."""

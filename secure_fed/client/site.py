@@ -83,6 +83,10 @@ class SiteClient:
 
     def handle(self, parcel: Parcel) -> Parcel:
         """Answer one message. Whatever goes wrong, the answer is a fixed code and no other word."""
+        with self.home.alone():
+            return self._handle(parcel)
+
+    def _handle(self, parcel: Parcel) -> Parcel:
         try:
             return self._dispatch(parcel)
         except Exception as error:  # noqa: BLE001 - fail closed: an exception's text could name a patient
@@ -128,13 +132,16 @@ class SiteClient:
         if isinstance(error, SecAggError) and error.code in _HALTING:
             earlier = self._sessions.confirmed(Header.from_bytes(parcel.header))
             requests = [parcel] if earlier is None else [earlier, parcel]
-            halt(self.home, self.policy.site, code, error.detail, requests, {"roster": self._roster_digest})
+            seen = self._sessions.advertisements(Header.from_bytes(parcel.header))
+            facts = {"roster": self._roster_digest, "advertisements": {name: raw.hex() for name, raw in seen.items()}}
+            halt(self.home, self.policy.site, code, error.detail, requests, facts)
         return code
 
     # -- stages ----------------------------------------------------------------------------------------
 
     def _advertise(self, header: Header, parcel: Parcel) -> Parcel:
         """A session begun anew, outside a round under way: whatever was prepared before is void."""
+        self._journal.require_new(header)  # a message that comes late is no lie
         track = self._follow(header, parcel)
         return Parcel(body=self._begin(header, track, keep=None))
 
@@ -174,7 +181,7 @@ class SiteClient:
             lambda session: session.unmask(parcel.body),
             before_storing=lambda: self._journal.release(header),
         )
-        self.home.drop("pending")
+        self._forget_update(header)
         self._sessions.forget(header)
         if self.federation.phases_of(self.site, header.step):
             with open_ledger(self.home, self.policy) as ledger:
@@ -198,8 +205,8 @@ class SiteClient:
             if (upcoming.run, upcoming.round) != (header.run, header.round + 1):
                 raise SecAggError(Code.WRONG_SESSION, "the next session is not of the next round")
             return answer(upcoming)
-        except SecAggError as error:
-            if error.code in _HALTING:
+        except SecureFedError as error:
+            if isinstance(error, SecAggError) and error.code in _HALTING:
                 raise
             self.home.log(f"{parcel.action}, next round: {error}")
             return b""
@@ -220,14 +227,26 @@ class SiteClient:
         """The round's noised update: the stored one where this is a retry of the same round and model."""
         key = json.dumps([header.run, header.round, track.digest.hex()]).encode()
         stored = self.home.get("pending")
-        if stored is not None and stored.startswith(key + b"\n"):
-            return load_tensors(stored[len(key) + 1 :])
+        if stored is not None:
+            known, tensors = stored.split(b"\n", maxsplit=1)
+            if known == key:
+                return load_tensors(tensors)
+            run, number, _ = json.loads(known)
+            if run == header.run and number > header.round:
+                # Honest coordinators never go back: a round that was left behind gets no second charge.
+                raise SecAggError("stale_round", f"round {header.round}, after an update for round {number}")
         limited = self.config.privacy.mode == "dp"
         with open_ledger(self.home, self.policy, limited=limited) as ledger:
             training = LocalTraining(self.federation, self.site, self.policy, ledger, self._records, self._noise)
             update = training.update(header, track)
         self.home.put("pending", key + b"\n" + save_tensors(update))
         return update
+
+    def _forget_update(self, header: Header) -> None:
+        """Delete the stored update of a released round; one of a later round stays."""
+        stored = self.home.get("pending")
+        if stored is not None and json.loads(stored.split(b"\n", maxsplit=1)[0])[:2] == [header.run, header.round]:
+            self.home.drop("pending")
 
     def _quantiser(self, header: Header, name: str, values: np.ndarray) -> Quantiser:
         """The slice in fixed point, times the site's public weight."""

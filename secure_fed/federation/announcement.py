@@ -49,9 +49,13 @@ class Outcome(_Strict):
 
 
 class Announcement(_Strict):
-    """The model that this round is about, by hash, and the outcome that led to it (None at the beginning)."""
+    """The model of a round, by hash, and the outcome that led to it (None at the beginning).
+
+    `round` is that round: who is told of the next session ahead of time hears of the model of the round before.
+    """
 
     server_step: Literal["verified", "unverified"]
+    round: Count
     model_hash: Hash
     state_hash: Hash
     outcome: Outcome | None

@@ -31,12 +31,13 @@ class Announced:
     opened: Opened | None
 
     @classmethod
-    def make(cls, federation: Federation, track: Track, opened: Opened | None) -> Announced:
-        """For a round over `track`; `opened` is the last round's."""
+    def make(cls, federation: Federation, track: Track, opened: Opened | None, number: int) -> Announced:
+        """For round `number` over `track`; `opened` is the last round's."""
         config = federation.config
         verified = not isinstance(config.strategy, FlowerConfig) and config.secagg.mode == "on"
         said = Announcement(
             server_step="verified" if verified else "unverified",
+            round=number,
             model_hash=track.model_hash.hex(),
             # A site that takes the model as it is sent holds no optimizer state.
             state_hash=(track if verified else Track(track.parameters)).state_hash.hex(),

@@ -5,6 +5,7 @@ It sees masked vectors and opened sums, and derives owners and weights from the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,8 @@ from secure_fed.identity import Roster, SigningKey
 from secure_fed.secagg import ServerSession, Stage, pack, wire_bits
 from secure_fed.server.announced import Announced, Opened
 from secure_fed.strategies import Vector
+
+_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 @dataclass
@@ -98,7 +101,7 @@ class Coordinator:
         Retries with fresh keys over the same stored updates while nothing was opened. Raises RoundBurned where
         something was, BudgetExhausted where sites have no budget left for it, RunAborted when the attempts are used up.
         """
-        announced = Announced.make(self.federation, track, opened)
+        announced = Announced.make(self.federation, track, opened, place.round)
         traffic = Traffic()
         if self.federation.config.secagg.mode == "off":
             return self._plain_round(place, announced, traffic)
@@ -110,7 +113,7 @@ class Coordinator:
                 self._prepared = None
                 failure = error
         exhausted = sorted(site for site, code in traffic.codes.items() if code == "budget_exhausted")
-        if exhausted:
+        if len(exhausted) > self.federation.config.federation.corrupt:  # fewer may be lying
             raise BudgetExhausted(
                 f"round {place.round} found {', '.join(exhausted)} without budget for its phase, and too few others"
             )
@@ -291,6 +294,8 @@ class Coordinator:
         traffic.bytes_down += sum(parcel.size for parcel in signed.values())
         heard = set()
         for site, answer in self.transport.exchange(signed, optional):
+            if not _CODE.fullmatch(answer.code):
+                answer = replace(answer, code="malformed_message")
             traffic.bytes_up += answer.size
             if answer.code in {OK, NEEDS_CHECKPOINT}:
                 heard.add(site)

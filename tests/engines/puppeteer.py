@@ -36,7 +36,7 @@ def draw_instead_of_training(patch: pytest.MonkeyPatch) -> Made:
 
 def announced(bench: Bench, number: int, held: Held) -> Announced:
     """What a coordinator that holds this says when round `number` begins."""
-    return Announced.make(bench.coordinator.federation, held.track, held.opened)
+    return Announced.make(bench.coordinator.federation, held.track, held.opened, number)
 
 
 class Puppeteer:

@@ -128,7 +128,6 @@ def test_a_session_prepared_ahead_and_released_first_shuts_the_round_before_it(m
     assert not (quick[SITE, 0]["fusion"] == quick[SITE, 1]["fusion"]).any(), "two rounds, two draws of noise"
 
 
-@pytest.mark.xfail(strict=True, reason="a round that was left behind unopened can be trained and charged again")
 def test_a_coordinator_that_goes_back_to_an_earlier_round_gets_no_second_charge_for_it(make_config, quick) -> None:
     bench = Bench.make(make_config())
     puppeteer = Puppeteer(bench)
@@ -283,7 +282,6 @@ def test_whatever_the_coordinator_signs_is_answered_by_a_fixed_code_and_no_other
 # -- two messages at once, and what a lie leaves behind ---------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="two processes of one home each take the stored state: nothing locks the home")
 @pytest.mark.parametrize("twins", [1, 2], ids=["threads", "processes"])
 def test_two_lists_at_the_same_moment_do_not_get_two_signatures(make_config, quick, monkeypatch, twins) -> None:
     """The home is one; two messages that reach it together are answered one after the other."""
@@ -325,7 +323,6 @@ def test_two_lists_at_the_same_moment_do_not_get_two_signatures(make_config, qui
     assert sorted(answer.code for answer in answers) == ["equivocation", OK]
 
 
-@pytest.mark.xfail(strict=True, reason="only SecAggError is caught there, a context raises ConfigError")
 def test_a_next_round_that_cannot_be_prepared_leaves_the_round_under_way_as_it_is(make_config, quick) -> None:
     bench = Bench.make(make_config())
 
@@ -339,7 +336,6 @@ def test_a_next_round_that_cannot_be_prepared_leaves_the_round_under_way_as_it_i
     assert (result.attempts, result.survivors) == (1, 5)
 
 
-@pytest.mark.xfail(strict=True, reason="only the second advertisement is kept, and one signature proves nothing")
 def test_evidence_of_a_second_advertisement_holds_both(make_config, quick) -> None:
     bench = Bench.make(make_config())
     puppeteer = Puppeteer(bench)
@@ -358,7 +354,6 @@ def test_evidence_of_a_second_advertisement_holds_both(make_config, quick) -> No
     assert session._advertisements["site05"].hex() in path.read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="the first model is compared with the last one announced, not with the own draw")
 def test_a_first_model_cannot_be_walked_away_from_what_the_configuration_draws(make_config) -> None:
     """Each announcement differs from the last in its last bits, as another processor's draw would."""
     bench = Bench.make(make_config())

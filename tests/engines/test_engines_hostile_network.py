@@ -62,7 +62,6 @@ def test_a_network_that_repeats_old_messages_changes_nothing_and_halts_nobody(ma
         assert [record.round for record in bench.reserves(site)] == [0, 1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="told ahead of round r+1, a site takes round r's model for that of r+1")
 def test_a_site_that_loses_messages_on_the_way_is_never_taken_for_one_that_was_lied_to(make_config) -> None:
     """Away for a round, told of the next on the way, and away again when that is masked. Nobody lied."""
     bench = Bench.make(make_config())
@@ -79,7 +78,6 @@ def test_a_site_that_loses_messages_on_the_way_is_never_taken_for_one_that_was_l
     assert result.survivors == 5
 
 
-@pytest.mark.xfail(strict=True, reason="the same, found by chance")
 def test_a_network_that_loses_and_repeats_messages_halts_nobody(make_config) -> None:
     """One site's messages, one in three of them, for twelve rounds; no key needed."""
     bench = Bench.make(make_config("federation.rounds=16"))
@@ -99,7 +97,6 @@ def test_a_network_that_loses_and_repeats_messages_halts_nobody(make_config) -> 
     assert len(rounds) == len(set(rounds))
 
 
-@pytest.mark.xfail(strict=True, reason="a site follows before it asks whether the session is stale")
 def test_the_first_announcement_delivered_again_later_halts_nobody(make_config) -> None:
     """The first model came with it, because another processor had drawn it; the site has moved on since."""
     bench = Bench.make(make_config())
@@ -118,7 +115,6 @@ def test_the_first_announcement_delivered_again_later_halts_nobody(make_config) 
 # -- what comes after a lie ------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="resume keeps the track that the lie led to, and the truth halts it again")
 def test_a_site_that_resumes_after_a_lie_follows_again_even_where_the_others_cannot_go_on_without_it(
     make_config,
 ) -> None:
@@ -139,7 +135,6 @@ def test_a_site_that_resumes_after_a_lie_follows_again_even_where_the_others_can
 # -- members ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="one site's word is enough to end a phase for all")
 def test_one_member_that_says_its_budget_is_used_up_does_not_end_a_phase_for_all(make_config) -> None:
     """C = 1: one liar and one that is away. The round fails; it is not skipped as if nobody could go on."""
     bench = Bench.make(make_config("secagg.max_attempts=1"))
@@ -150,7 +145,6 @@ def test_one_member_that_says_its_budget_is_used_up_does_not_end_a_phase_for_all
     assert caught.type is RunAborted
 
 
-@pytest.mark.xfail(strict=True, reason="a site's code is taken into messages as it comes")
 def test_a_members_code_reaches_nobodys_screen_unless_it_is_a_code(make_config) -> None:
     bench = Bench.make(make_config("secagg.max_attempts=1"))
     bench.transport.before = lambda site, action, parcel: None if site == "site05" else parcel

@@ -221,7 +221,7 @@ def test_the_charge_is_on_disk_before_a_record_is_sampled_or_noise_is_drawn(make
 def test_a_message_out_of_order_costs_no_budget(make_config) -> None:
     bench = Bench.make(make_config())
     header = Header("run", 0, 0, 0)
-    said = Announced.make(bench.prepared.federation, bench.held.track, None).announcement
+    said = Announced.make(bench.prepared.federation, bench.held.track, None, 0).announcement
     site = bench.sites["site01"]
     mask = bench.request("site01", "mask", header, announcement=said)
     assert site.handle(mask).code == "no_session"
@@ -242,7 +242,7 @@ def test_a_request_that_the_coordinator_did_not_sign_is_not_answered(make_config
     """Nor one to another site, nor one whose content changed after it was signed; and nobody halts for a stranger."""
     bench = Bench.make(make_config())
     header = Header("run", 0, 0, 0)
-    said = Announced.make(bench.prepared.federation, bench.held.track, None).announcement
+    said = Announced.make(bench.prepared.federation, bench.held.track, None, 0).announcement
     good = bench.request("site01", "advertise", header, announcement=said)
     forged = [
         replace(good, signature=b""),
