@@ -11,8 +11,8 @@ neighbours. Flower runs at 11 and 51, both with the same threshold. Cases:
                  mask, pack, hash, sign. Flower: _collect_masked_vectors of its mod
   server_unmask  the server's last step, from the released shares to float64 sums and to what is broadcast.
                  Flower: unmask_stage of its workflow
-Levels have 16 bits: up to 32 clients travel three in a 64-bit word (column bits: 21), more clients' in 3 bytes (24).
-Further rows of client_mask at 11 clients take levels of 18 and 22 bits, which need 24 and 32.
+Levels have 16 bits: with up to 32 clients three of them travel in a 64-bit word (column bits: 21), with more each in 3
+bytes (24). Further rows of client_mask at 11 clients take levels of 18 and 22 bits, which need 24 and 32.
 
 Floor: raw AES-256-CTR of the same bytes and uint32 additions over as many, each in the block size that is best here, on
 one thread. Repetitions of ours, Flower's and the floor take turns; a figure is the median. peak_mb is what tracemalloc
@@ -387,6 +387,8 @@ def main() -> None:
         arguments.repeats = min(arguments.repeats, 3)
     params = arguments.params or (QUICK_PARAMS if arguments.quick else PARAMS)
     clients = arguments.clients or (QUICK_CLIENTS if arguments.quick else CLIENTS)
+    if any(count < CLIENTS[0] or count % 2 == 0 for count in clients) or min(params) < 100:
+        parser.error(f"clients {clients} are odd numbers from {CLIENTS[0]} on, params {params} at least 100")
     rows = []
     for row in Benchmark(arguments).rows(arguments.case, params, clients):
         rows.append(row)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from federation_bench import Bench
 
 from secure_fed.client.training import LocalTraining
+from secure_fed.federation.announcement import Announcement
 from secure_fed.federation.masking import session_context
-from secure_fed.federation.wire import OK, Header, Parcel
+from secure_fed.federation.track import follow, means_of
+from secure_fed.federation.wire import OK, Header, Parcel, part
 from secure_fed.methods.base import owns
-from secure_fed.secagg import ServerSession
+from secure_fed.secagg import ServerSession, Transcript, pack, unpack, wire_bits
 from secure_fed.server.announced import Announced
 from secure_fed.server.training import Held
 
@@ -76,3 +80,24 @@ class Puppeteer:
             assert session.stage == stage
             self.stage(header, session, *silent)
             session.advance()
+
+
+def lie_about_sums(bench: Bench, parcel: Parcel, *, consistent: bool) -> Parcel:
+    """Other sums; if `consistent`, with the hashes of the model that they give."""
+    said = Announcement.from_bytes(parcel.announcement)
+    outcome = said.outcome
+    federation, held = bench.coordinator.federation, bench.held
+    bits = wire_bits(len(bench.sites), federation.config.secagg.value_bits)
+    sizes = {piece.name: piece.size for piece in federation.slices_at(outcome.step)}
+    sums = {}
+    for name, packed in part(parcel.arrays, "sum").items():
+        levels = (unpack(packed, sizes[name], bits) << (32 - bits)).view(np.int32) >> (32 - bits)
+        levels[0] += 1000
+        sums[name] = levels
+    if consistent:
+        survivors = Transcript.from_bytes(bytes.fromhex(outcome.transcript)).survivors
+        means = means_of(federation, outcome.step, survivors, sums)
+        track = follow(federation, outcome.step, held.opened.before, means)
+        said = said.model_copy(update={"model_hash": track.model_hash.hex(), "state_hash": track.state_hash.hex()})
+    arrays = {f"sum/{name}": pack(levels.view(np.uint32), bits) for name, levels in sums.items()}
+    return replace(parcel, announcement=said.to_bytes(), arrays=arrays)

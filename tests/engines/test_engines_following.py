@@ -8,29 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from federation_bench import Bench
+from puppeteer import lie_about_sums
 from typer.testing import CliRunner
 
 from secure_fed.cli import app
-from secure_fed.client.halt import check_evidence, halted
-from secure_fed.client.home import Home
-from secure_fed.client.rotation import rotate_key
-from secure_fed.engines.runner import Silent, start
+from secure_fed.client.halt import check_evidence, evidence_of, halted
 from secure_fed.errors import LedgerError, RunAborted
 from secure_fed.federation.announcement import Announcement
-from secure_fed.federation.track import Track, follow, means_of
-from secure_fed.federation.wire import OK, Header, Parcel, part
-from secure_fed.identity import Member, Roster, SigningKey
-from secure_fed.ledger import Note, read_ledger, verify
-from secure_fed.secagg import Transcript, pack, unpack, wire_bits
+from secure_fed.federation.track import Track
+from secure_fed.federation.wire import Header, Parcel, part
+from secure_fed.identity import Roster, SigningKey
+from secure_fed.ledger import Note, read_ledger
+from secure_fed.secagg import Transcript
 from secure_fed.secagg.messages import Survivors
-from secure_fed.server.members import RosterFile
 from secure_fed.server.training import Held
-
-
-@pytest.fixture
-def make_config(make_config):
-    """One phase in every round, and rounds enough."""
-    return lambda *overrides, **options: make_config("method=zero_fill", "federation.rounds=8", *overrides, **options)
 
 
 def track_of(bench: Bench, site: str) -> Track:
@@ -52,8 +43,8 @@ def silence(*sites: str):
 # -- steady state ----------------------------------------------------------------------------------------------
 
 
-def test_after_the_first_round_three_exchanges_are_enough(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_after_the_first_round_three_exchanges_are_enough(steady_config) -> None:
+    bench = Bench.make(steady_config())
     rounds = [bench.round(number, number, more=True) for number in range(3)]
     assert [result.traffic.exchanges for result in rounds] == [5, 3, 3]
     assert all(result.survivors == 5 for result in rounds)
@@ -61,11 +52,11 @@ def test_after_the_first_round_three_exchanges_are_enough(make_config) -> None:
     assert set(later) == {"mask", "confirm", "unmask"}
 
 
-def test_a_prepared_round_gives_the_sum_that_a_fresh_one_gives(make_config, tmp_path) -> None:
+def test_a_prepared_round_gives_the_sum_that_a_fresh_one_gives(steady_config, tmp_path) -> None:
     tracks = []
     for more in (True, False):
         overrides = ("insecure_reproducible=true", "secagg.value_bits=20")
-        bench = Bench.make(make_config(*overrides, folder=tmp_path / str(more)))
+        bench = Bench.make(steady_config(*overrides, folder=tmp_path / str(more)))
         for number in range(2):
             bench.round(number, number, more=more)
         tracks.append(bench.held.track.digest)
@@ -73,8 +64,8 @@ def test_a_prepared_round_gives_the_sum_that_a_fresh_one_gives(make_config, tmp_
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedyogi"])
-def test_every_site_arrives_at_the_servers_model_without_being_sent_one(make_config, strategy) -> None:
-    bench = Bench.make(make_config(f"strategy={strategy}"))
+def test_every_site_arrives_at_the_servers_model_without_being_sent_one(steady_config, strategy) -> None:
+    bench = Bench.make(steady_config(f"strategy={strategy}"))
     for number in range(3):
         bench.round(number, number, more=True)
     names = {name.split("/")[0] for _, _, parcel in bench.transport.sent for name in parcel.arrays}
@@ -85,8 +76,8 @@ def test_every_site_arrives_at_the_servers_model_without_being_sent_one(make_con
         assert track_of(bench, site).steps == before.steps
 
 
-def test_a_site_that_drops_out_sends_the_next_round_back_to_five_exchanges_and_is_asked_again(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_site_that_drops_out_sends_the_next_round_back_to_five_exchanges_and_is_asked_again(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0, more=True)
     bench.transport.before = lambda site, action, parcel: None if (site, action) == ("site02", "mask") else parcel
     dropped = bench.round(1, 1, more=True)
@@ -97,8 +88,10 @@ def test_a_site_that_drops_out_sends_the_next_round_back_to_five_exchanges_and_i
     assert (again.traffic.exchanges, again.survivors) == (6, 5)
 
 
-def test_a_site_that_is_gone_for_long_is_not_waited_for_and_comes_back_through_a_signed_checkpoint(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_site_that_is_gone_for_long_is_not_waited_for_and_comes_back_through_a_signed_checkpoint(
+    steady_config,
+) -> None:
+    bench = Bench.make(steady_config())
     bench.transport.before = silence("site02")
     gone = [bench.round(number, number, more=True) for number in range(3)]
     assert [result.traffic.exchanges for result in gone] == [5, 3, 3]
@@ -114,8 +107,8 @@ def test_a_site_that_is_gone_for_long_is_not_waited_for_and_comes_back_through_a
     assert track_of(bench, "site02").digest == track_of(bench, "site01").digest
 
 
-def test_a_site_that_lost_its_model_asks_for_a_checkpoint(make_config) -> None:
-    bench = Bench.make(make_config("strategy=fedadam"))
+def test_a_site_that_lost_its_model_asks_for_a_checkpoint(steady_config) -> None:
+    bench = Bench.make(steady_config("strategy=fedadam"))
     bench.round(0, 0, more=True)
     bench.round(1, 1, more=True)
     bench.home("site03").drop("track")
@@ -124,8 +117,8 @@ def test_a_site_that_lost_its_model_asks_for_a_checkpoint(make_config) -> None:
     assert track_of(bench, "site03").digest == track_of(bench, "site01").digest
 
 
-def test_a_round_whose_preparation_failed_begins_anew(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_round_whose_preparation_failed_begins_anew(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.transport.before = lambda site, action, parcel: (
         replace(parcel, next_body=b"") if action == "confirm" else parcel
     )
@@ -135,8 +128,8 @@ def test_a_round_whose_preparation_failed_begins_anew(make_config) -> None:
     assert (first.attempts, second.attempts, second.traffic.exchanges, second.survivors) == (1, 1, 5, 5)
 
 
-def test_keys_of_the_next_round_do_not_survive_a_retry(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_keys_of_the_next_round_do_not_survive_a_retry(steady_config) -> None:
+    bench = Bench.make(steady_config())
     failed: list[str] = []
 
     def lose_confirmations_once(site: str, action: str, parcel: Parcel) -> Parcel | None:
@@ -161,15 +154,15 @@ def other_processor(bench: Bench, change: float) -> None:
     bench.held = Held(Track(parameters))
 
 
-def test_a_first_model_that_differs_in_its_last_bits_is_taken_from_the_coordinator(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_first_model_that_differs_in_its_last_bits_is_taken_from_the_coordinator(steady_config) -> None:
+    bench = Bench.make(steady_config())
     other_processor(bench, 3e-8)
     assert bench.round(0, 0).survivors == 5
     assert bench.round(1, 1).survivors == 5
 
 
-def test_a_first_model_that_is_another_one_halts_the_sites(make_config) -> None:
-    bench = Bench.make(make_config("secagg.max_attempts=1"))
+def test_a_first_model_that_is_another_one_halts_the_sites(steady_config) -> None:
+    bench = Bench.make(steady_config("secagg.max_attempts=1"))
     other_processor(bench, 1e-3)
     with pytest.raises(RunAborted, match="model_mismatch"):
         bench.round(0, 0)
@@ -179,29 +172,8 @@ def test_a_first_model_that_is_another_one_halts_the_sites(make_config) -> None:
 # -- lies ------------------------------------------------------------------------------------------------------
 
 
-def lie_about_sums(bench: Bench, parcel: Parcel, *, consistent: bool) -> Parcel:
-    """Other sums; if `consistent`, with the hashes of the model that they give."""
-    said = Announcement.from_bytes(parcel.announcement)
-    outcome = said.outcome
-    federation, held = bench.coordinator.federation, bench.held
-    bits = wire_bits(len(bench.sites), federation.config.secagg.value_bits)
-    sizes = {piece.name: piece.size for piece in federation.slices_at(outcome.step)}
-    sums = {}
-    for name, packed in part(parcel.arrays, "sum").items():
-        levels = (unpack(packed, sizes[name], bits) << (32 - bits)).view(np.int32) >> (32 - bits)
-        levels[0] += 1000
-        sums[name] = levels
-    if consistent:
-        survivors = Transcript.from_bytes(bytes.fromhex(outcome.transcript)).survivors
-        means = means_of(federation, outcome.step, survivors, sums)
-        track = follow(federation, outcome.step, held.opened.before, means)
-        said = said.model_copy(update={"model_hash": track.model_hash.hex(), "state_hash": track.state_hash.hex()})
-    arrays = {f"sum/{name}": pack(levels.view(np.uint32), bits) for name, levels in sums.items()}
-    return replace(parcel, announcement=said.to_bytes(), arrays=arrays)
-
-
-def test_sums_that_do_not_give_the_announced_model_halt_the_site_with_signed_evidence(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_sums_that_do_not_give_the_announced_model_halt_the_site_with_signed_evidence(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
 
     def lie(site: str, action: str, parcel: Parcel) -> Parcel:
@@ -222,8 +194,8 @@ def test_sums_that_do_not_give_the_announced_model_halt_the_site_with_signed_evi
     assert [note.code for note in notes_of(bench, "site01")] == ["site_halted"]
 
 
-def test_evidence_that_was_changed_or_that_the_coordinator_did_not_sign_proves_nothing(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_evidence_that_was_changed_or_that_the_coordinator_did_not_sign_proves_nothing(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.transport.before = lambda site, action, parcel: (
         lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
@@ -243,8 +215,23 @@ def test_evidence_that_was_changed_or_that_the_coordinator_did_not_sign_proves_n
         check_evidence(path, other)
 
 
-def test_a_halted_site_takes_part_in_nothing_until_its_operator_gives_a_reason(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_evidence_that_a_crash_kept_from_the_disk_is_laid_out_again(steady_config) -> None:
+    bench = Bench.make(steady_config())
+    bench.round(0, 0)
+    bench.transport.before = lambda site, action, parcel: (
+        lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
+    )
+    bench.round(1, 1)
+    path = next((bench.folder / "sites" / "site01" / "evidence").glob("*.json"))
+    whole = path.read_bytes()
+    path.unlink()
+    assert evidence_of(bench.home("site01")) == path
+    assert path.read_bytes() == whole
+    check_evidence(path, bench.coordinator.roster)
+
+
+def test_a_halted_site_takes_part_in_nothing_until_its_operator_gives_a_reason(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.transport.before = lambda site, action, parcel: (
         lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
@@ -272,9 +259,9 @@ def test_a_halted_site_takes_part_in_nothing_until_its_operator_gives_a_reason(m
     assert bench.round(3, 3).survivors == 5
 
 
-def test_a_site_that_was_shown_another_model_than_its_peers_halts_when_they_sign_theirs(make_config) -> None:
+def test_a_site_that_was_shown_another_model_than_its_peers_halts_when_they_sign_theirs(steady_config) -> None:
     """The lie is consistent in itself: only the peers' signatures of the next round show it."""
-    bench = Bench.make(make_config())
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.transport.before = lambda site, action, parcel: (
         lie_about_sums(bench, parcel, consistent=True) if (site, action) == ("site01", "advertise") else parcel
@@ -287,8 +274,8 @@ def test_a_site_that_was_shown_another_model_than_its_peers_halts_when_they_sign
     assert halted(bench.home("site01")) is not None
 
 
-def test_a_forged_checkpoint_halts_the_site(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_forged_checkpoint_halts_the_site(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.home("site01").drop("track")
     bench.round(1, 1)
@@ -306,8 +293,8 @@ def test_a_forged_checkpoint_halts_the_site(make_config) -> None:
     assert halted(bench.home("site01")) is not None
 
 
-def test_a_checkpoint_needs_the_signatures_of_a_threshold_of_members(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_checkpoint_needs_the_signatures_of_a_threshold_of_members(steady_config) -> None:
+    bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.round(1, 1)
     bench.home("site01").drop("track")
@@ -328,8 +315,8 @@ def test_a_checkpoint_needs_the_signatures_of_a_threshold_of_members(make_config
     assert result.survivors == 4
 
 
-def test_a_server_cannot_take_a_site_back_to_an_older_model(make_config) -> None:
-    bench = Bench.make(make_config("secagg.max_attempts=1"))
+def test_a_server_cannot_take_a_site_back_to_an_older_model(steady_config) -> None:
+    bench = Bench.make(steady_config("secagg.max_attempts=1"))
     bench.round(0, 0)
     older = bench.held
     bench.round(1, 1)
@@ -340,8 +327,8 @@ def test_a_server_cannot_take_a_site_back_to_an_older_model(make_config) -> None
     assert all(len(bench.reserves(site)) == 3 for site in bench.sites)
 
 
-def test_a_second_survivor_list_halts_the_site_and_both_lists_are_kept(make_config) -> None:
-    bench = Bench.make(make_config())
+def test_a_second_survivor_list_halts_the_site_and_both_lists_are_kept(steady_config) -> None:
+    bench = Bench.make(steady_config())
     site = bench.sites["site01"]
     answers: list[Parcel] = []
 
@@ -363,121 +350,3 @@ def test_a_second_survivor_list_halts_the_site_and_both_lists_are_kept(make_conf
     content = check_evidence(path, bench.coordinator.roster)
     assert [request["action"] for request in content["requests"]] == ["confirm", "confirm"]
     assert content["requests"][0]["body"] != content["requests"][1]["body"]
-
-
-# -- the roster changes ----------------------------------------------------------------------------------------
-
-
-class Consortium:
-    """Signs the bench's rosters; what a simulation forgets."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.key = SigningKey.generate()
-        self.members = dict(bench.coordinator.roster.members)
-        self.revoked: dict[str, Member] = {}
-        self.publish(1)
-
-    def revoke(self, site: str) -> None:
-        self.revoked[site] = self.members.pop(site)
-
-    def publish(self, version: int) -> None:
-        coordinator = self.bench.transport.key.public_bytes
-        roster = Roster.create(self.members, self.key, coordinator=coordinator, version=version, revoked=self.revoked)
-        roster.save(self.bench.folder / "roster.json")
-        self.bench.take_roster()
-
-
-def test_a_revoked_member_is_out_from_the_next_round_on_and_prepared_keys_are_void(make_config) -> None:
-    bench = Bench.make(make_config("federation.sites=6", "federation.ownership=1:1:4"))
-    consortium = Consortium(bench)
-    bench.round(0, 0, more=True)
-    assert bench.round(1, 1, more=True).traffic.exchanges == 3
-    consortium.revoke("site06")
-    consortium.publish(2)
-    result = bench.round(2, 2, more=True)
-    assert (result.traffic.exchanges, result.survivors) == (5, 5)
-    assert all("site06" not in sites for sites in result.contributors.values())
-    assert not any(site == "site06" for site, _, _ in bench.transport.sent[-25:])
-    assert bench.round(3, 3, more=True).traffic.exchanges == 3, "the outcome under the old roster was followed"
-    assert bench.home("site06").get("journal") is not None
-
-
-def test_a_site_takes_no_older_roster_and_none_of_another_consortium(make_config) -> None:
-    bench = Bench.make(make_config("secagg.max_attempts=1"))
-    consortium = Consortium(bench)
-    consortium.publish(2)
-    bench.round(0, 0)
-    consortium.publish(1)
-    with pytest.raises(RunAborted, match="refused_by_policy"):
-        bench.round(1, 1)
-    consortium.key = SigningKey.generate()
-    consortium.publish(3)
-    with pytest.raises(RunAborted, match="refused_by_policy"):
-        bench.round(1, 1)
-    assert all(len(bench.reserves(site)) == 1 for site in bench.sites)
-
-
-def test_a_member_that_the_roster_does_not_name_answers_with_a_code(make_config) -> None:
-    bench = Bench.make(make_config("federation.sites=6", "federation.ownership=1:1:4"))
-    consortium = Consortium(bench)
-    revoked = bench.sites["site06"]
-    consortium.revoke("site06")
-    consortium.publish(2)
-    answer = revoked.handle(bench.request("site06", "advertise", Header("run", 0, 0, 0)))
-    assert (answer.code, answer.body) == ("refused", b"")
-    assert answer.code != OK
-
-
-class Meddler(Silent):
-    """Watches a run and does something to its folder after a given step."""
-
-    def __init__(self, step: int, meddle) -> None:
-        self.step, self.meddle = step, meddle
-
-    def round(self, line: dict) -> None:
-        if line["step"] == self.step:
-            self.meddle()
-
-
-def test_a_run_in_which_a_member_is_revoked_and_another_rotates_its_key_ends_with_a_report_that_verifies(
-    make_config, monkeypatch, tmp_path
-) -> None:
-    folder = tmp_path / "run"
-    signed_with: list[SigningKey] = []
-    create = Roster.create
-
-    def remember(members, key, **options):
-        signed_with.append(key)
-        return create(members, key, **options)
-
-    def meddle() -> None:
-        old = Roster.load(folder / "roster.json")
-        members = dict(old.members)
-        new = rotate_key(Home(folder / "sites" / "site02"))
-        members["site02"] = members["site02"].model_copy(update={"public_key": new.public.hex()})
-        revoked = {"site06": members.pop("site06")}
-        coordinator = bytes.fromhex(old.coordinator)
-        create(members, signed_with[0], coordinator=coordinator, version=2, revoked=revoked).save(
-            folder / "roster.json"
-        )
-
-    monkeypatch.setattr(Roster, "create", remember)
-    config = make_config("federation.sites=6", "federation.ownership=1:1:4", "federation.rounds=4", folder=folder)
-    start(config, Meddler(1, meddle))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["exchanges"] for line in lines] == [5, 3, 5, 3]
-    assert [line["survivors"] for line in lines] == [6, 6, 5, 5]
-    assert verify([folder]).ok
-    page = (folder / "report.html").read_text()
-    assert "the key was replaced by" in page
-
-
-def test_a_roster_that_forgets_a_member_stops_the_run_with_the_way_out(make_config) -> None:
-    bench = Bench.make(make_config("federation.sites=6", "federation.ownership=1:1:4"))
-    consortium = Consortium(bench)
-    members = RosterFile(bench.folder / "roster.json", bench.prepared.config)
-    del consortium.members["site06"]
-    consortium.publish(2)
-    with pytest.raises(RunAborted, match=r"drops site06 without a word.*revoked"):
-        members()

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from federation_bench import Bench
-from puppeteer import Made, draw_instead_of_training
-from test_engines_following import lie_about_sums
+from puppeteer import Made, draw_instead_of_training, lie_about_sums
 
 from secure_fed.client.halt import halted, resume
 from secure_fed.errors import BudgetExhausted, RunAborted

@@ -9,8 +9,8 @@ import hashlib
 import pytest
 from secagg_federation import BASIS, MODEL, Federation, at, make_federation, refused, survivors_of
 
-from secure_fed.errors import ConfigError, SecAggError
-from secure_fed.secagg import ClientSession, Code, SecAggParams, Stage
+from secure_fed.errors import SecAggError
+from secure_fed.secagg import ClientSession, Code, Stage
 from secure_fed.secagg.messages import (
     Advertise,
     Advertisements,
@@ -180,13 +180,6 @@ def test_server_that_gives_other_models_to_other_clients_gets_no_release():
 # Survivors
 
 
-def test_single_survivor_is_refused():
-    federation = at(Stage.CONFIRM)
-    alone = Survivors(survivors_of(federation).sid, ("site01",))
-    with refused(Code.COHORT_TOO_SMALL):
-        federation.answer("site01", Stage.CONFIRM, alone.to_bytes())
-
-
 @pytest.mark.parametrize(
     ("survivors", "code"),
     [
@@ -254,22 +247,6 @@ def test_server_that_lists_a_client_as_dead_and_alive_never_gets_both_of_its_sec
         colluding, alive = set(everyone[members - corrupt :]), set(everyone[:told_alive])
         released = secrets_of_the_victim(federation, colluding, alive)
         assert released in (set(), {MASK_KEY}, {seed_name("fusion")})
-
-
-def test_same_attack_succeeds_against_a_naive_threshold_that_cannot_be_configured():
-    naive = make_federation(6, 0)
-    object.__setattr__(naive.context.params, "threshold", 3)  # past the check that refuses it
-    naive = Federation(dataclasses.replace(naive.context), naive.vectors)
-    naive.play(until=Stage.CONFIRM)
-    alive = set(naive.context.members[:3])
-    assert secrets_of_the_victim(naive, set(), alive) == {MASK_KEY, seed_name("fusion")}
-    with pytest.raises(ConfigError, match="use at least 4"):
-        dataclasses.replace(naive.context.params, threshold=3)
-
-
-def test_threshold_of_one_is_refused():
-    with pytest.raises(ConfigError, match="threshold=1 allows two survivor lists"):
-        SecAggParams(members=5, threshold=1, max_corrupt=0, min_cohort=1, value_bits=16, clip=1.0)
 
 
 def test_client_signs_one_survivor_list_only():
