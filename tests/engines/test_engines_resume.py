@@ -82,6 +82,15 @@ def test_a_run_that_is_killed_is_continued_from_the_command_line(small, tmp_path
     assert_finished_with_at_most_one_step_charged_again(folder)
 
 
+@pytest.fixture
+def _interruptible():
+    """Ctrl-C interrupts, also where the tests themselves were started in a background that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("again", [False, True], ids=["a new run", "a resumed run"])
 def test_ctrl_c_tells_how_to_go_on(small, tmp_path: Path, monkeypatch, again) -> None:
     folder = tmp_path / "run"
@@ -101,6 +110,7 @@ def test_ctrl_c_tells_how_to_go_on(small, tmp_path: Path, monkeypatch, again) ->
     assert verify([folder]).ok
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_before_anything_began_leaves_nothing(small, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(runner, "prepare", lambda config: signal.raise_signal(signal.SIGINT))
     result = CliRunner().invoke(app, ["run", *small, f"run_dir={tmp_path / 'run'}"])
