@@ -111,9 +111,7 @@ class SiteClient:
             case "advertise":
                 return self._advertise(header, parcel)
             case "share":
-                return Parcel(
-                    body=self._sessions.step(self._context(header), self._who, lambda s: s.share(parcel.body))
-                )
+                return Parcel(body=self._share(header, parcel.body))
             case "mask":
                 return self._mask(header, parcel)
             case "confirm":
