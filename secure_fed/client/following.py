@@ -17,7 +17,6 @@ from secure_fed.federation.track import Track, binding, check_shape, follow, ini
 from secure_fed.federation.wire import NEEDS_CHECKPOINT, Array, Header, part
 from secure_fed.identity import Roster
 from secure_fed.secagg import Code, Transcript, packed_bytes, unpack, wire_bits
-from secure_fed.strategies import FlowerConfig
 
 _FILE = "track"
 DIVERGED = "model_diverged"
@@ -71,11 +70,9 @@ class Follower:
         before = self._load() or Standing(initial_track(federation))
         if not before.announced_round <= said.round <= header.round:
             raise SecAggError("stale_model", f"the model of round {said.round} after that of {before.announced_round}")
-        config = federation.config
-        takes = isinstance(config.strategy, FlowerConfig) or config.secagg.mode == "off"
-        if takes != (said.server_step == "unverified"):
+        if said.server_step != federation.config.server_step:
             raise SecAggError("malformed_message", f"server_step={said.server_step} is not this run's")
-        if takes:
+        if said.server_step == "unverified":
             track, outcome_round = self._taken(federation, said, arrays), before.outcome_round
         else:
             track, outcome_round = self._recomputed(federation, said, arrays, before)

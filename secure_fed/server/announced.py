@@ -9,7 +9,6 @@ from secure_fed.federation.announcement import CHECKPOINT, MODEL, SUM, Announcem
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Array
-from secure_fed.strategies import FlowerConfig
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class Announced:
     @classmethod
     def make(cls, federation: Federation, track: Track, opened: Opened | None, number: int) -> Announced:
         """For round `number` over `track`; `opened` is the last round's."""
-        config = federation.config
-        verified = not isinstance(config.strategy, FlowerConfig) and config.secagg.mode == "on"
+        server_step = federation.config.server_step
+        verified = server_step == "verified"
         said = Announcement(
-            server_step="verified" if verified else "unverified",
+            server_step=server_step,
             round=number,
             model_hash=track.model_hash.hex(),
             # A site that takes the model as it is sent holds no optimizer state.

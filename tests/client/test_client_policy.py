@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from example_policy import STRICT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from federation_bench import Bench
@@ -43,27 +44,7 @@ def size_of(federation: Federation) -> int:
 @pytest.fixture
 def policy() -> Policy:
     """What the small run of five sites just meets, in every respect."""
-    return Policy(
-        site="site05",
-        epsilon=8,
-        delta=1e-5,
-        unit="record",
-        relation="add_or_remove_one",
-        declared_n=200,
-        max_parameters=10**9,
-        max_clip=4.0,
-        max_value_bits=20,
-        min_corrupt=1,
-        min_threshold=4,
-        min_cohort=4,
-        min_contributors=3,
-        dp_only={},
-        allowed_methods=("fin",),
-        allow_graph=("complete",),
-        allow_unverified_server_step=False,
-        lifetime_claim=False,
-        compliance=True,
-    )
+    return STRICT
 
 
 LIMITS: dict[str, tuple[dict[str, object], dict[str, object], tuple[str, ...]]] = {

@@ -11,39 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from example_policy import STRICT
 from typer.testing import CliRunner
 
 from secure_fed.cli import app
 from secure_fed.client.books import open_ledger
 from secure_fed.client.home import Home
-from secure_fed.client.policy import Policy
 from secure_fed.client.rotation import require_named, rotate_key
 from secure_fed.errors import ConfigError, LedgerError, SecAggError
 from secure_fed.identity import Member, Roster, SigningKey, fingerprint
 from secure_fed.ledger import Ledger, Note, read_ledger, rotations, signing_keys, verify
 
 KEPT = {"journal": b"journal", "track": b"track", "pending": b"noised and charged", "halt": b"{}"}
-POLICY = Policy(
-    site="site02",
-    epsilon=8,
-    delta=1e-5,
-    unit="record",
-    relation="add_or_remove_one",
-    declared_n=200,
-    max_parameters=10**9,
-    max_clip=4.0,
-    max_value_bits=20,
-    min_corrupt=1,
-    min_threshold=4,
-    min_cohort=4,
-    min_contributors=3,
-    dp_only={},
-    allowed_methods=("any",),
-    allow_graph=("complete",),
-    allow_unverified_server_step=False,
-    lifetime_claim=True,
-    compliance=True,
-)
+POLICY = STRICT.model_copy(update={"site": "site02", "allowed_methods": ("any",), "lifetime_claim": True})
 
 
 def furnish(root: Path) -> Home:

@@ -172,6 +172,16 @@ def test_a_first_model_that_is_another_one_halts_the_sites(steady_config) -> Non
 # -- lies ------------------------------------------------------------------------------------------------------
 
 
+def lied_to(bench: Bench) -> Bench:
+    """After two rounds, in the second of which site01 was told sums that do not give the announced model."""
+    bench.round(0, 0)
+    bench.transport.before = lambda site, action, parcel: (
+        lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
+    )
+    bench.round(1, 1)
+    return bench
+
+
 def test_sums_that_do_not_give_the_announced_model_halt_the_site_with_signed_evidence(steady_config) -> None:
     bench = Bench.make(steady_config())
     bench.round(0, 0)
@@ -195,12 +205,7 @@ def test_sums_that_do_not_give_the_announced_model_halt_the_site_with_signed_evi
 
 
 def test_evidence_that_was_changed_or_that_the_coordinator_did_not_sign_proves_nothing(steady_config) -> None:
-    bench = Bench.make(steady_config())
-    bench.round(0, 0)
-    bench.transport.before = lambda site, action, parcel: (
-        lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
-    )
-    bench.round(1, 1)
+    bench = lied_to(Bench.make(steady_config()))
     folder = bench.folder / "sites" / "site01" / "evidence"
     path = next(folder.glob("*.json"))
     tree = json.loads(path.read_bytes())
@@ -216,12 +221,7 @@ def test_evidence_that_was_changed_or_that_the_coordinator_did_not_sign_proves_n
 
 
 def test_evidence_that_a_crash_kept_from_the_disk_is_laid_out_again(steady_config) -> None:
-    bench = Bench.make(steady_config())
-    bench.round(0, 0)
-    bench.transport.before = lambda site, action, parcel: (
-        lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
-    )
-    bench.round(1, 1)
+    bench = lied_to(Bench.make(steady_config()))
     path = next((bench.folder / "sites" / "site01" / "evidence").glob("*.json"))
     whole = path.read_bytes()
     path.unlink()
@@ -231,12 +231,7 @@ def test_evidence_that_a_crash_kept_from_the_disk_is_laid_out_again(steady_confi
 
 
 def test_a_halted_site_takes_part_in_nothing_until_its_operator_gives_a_reason(steady_config) -> None:
-    bench = Bench.make(steady_config())
-    bench.round(0, 0)
-    bench.transport.before = lambda site, action, parcel: (
-        lie_about_sums(bench, parcel, consistent=False) if (site, action) == ("site01", "advertise") else parcel
-    )
-    bench.round(1, 1)
+    bench = lied_to(Bench.make(steady_config()))
     bench.transport.before = silence()
     bench.restart("site01")  # a new process does not forget it
     assert bench.round(2, 2).traffic.codes["site01"] == "halted"
