@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secure_fed.errors import SecureFedError
+from secure_fed.cli_ledger import ledger
+from secure_fed.cli_site import site
+from secure_fed.doors import said_plainly
+
+if TYPE_CHECKING:
+    from secure_fed.accounting import Mechanism
 
 app = typer.Typer(
     name="secure-fed",
@@ -27,32 +31,13 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 negative verdict, 2 usage or bad input, 3 refused by policy, 4 aborted.",
 )
 
-site = typer.Typer(
-    name="site",
-    no_args_is_help=True,
-    help="What a site's operator does: look at its state, check evidence, end a halt, change its key.",
-)
 app.add_typer(site)
-
-_INTERRUPTED = 130
+app.add_typer(ledger)
 
 
 def main() -> None:
     """The console script."""
     app()
-
-
-@contextmanager
-def _said_plainly() -> Iterator[None]:
-    """Turn our errors into one message and their exit code; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except SecureFedError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.secho("interrupted", fg=typer.colors.YELLOW, err=True)
-        raise typer.Exit(_INTERRUPTED) from None
 
 
 @app.command(
@@ -78,25 +63,42 @@ def run(
     """Train a federation. Takes Hydra overrides, key=value; --cfg job shows all keys, --multirun sweeps."""
     from secure_fed.running import run_command
 
-    with _said_plainly():
+    with said_plainly():
         code = run_command(overrides or [], as_json)
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(
+    epilog="Examples:\n\n"
+    "secure-fed verify runs/2026-01-31/12-00-00-fin\n\n"
+    "secure-fed verify ledger.jsonl --roster roster.json --anchor anchors.jsonl\n\n"
+    "secure-fed verify HOME --anchor OTHER_HOME --cross-check --json",
+)
 def verify(
     paths: Annotated[list[Path], typer.Argument(help="Run folders, site homes or ledger files.")],
     roster: Annotated[Path | None, typer.Option(help="The roster, from a source other than what is verified.")] = None,
+    anchor: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What others saw of these ledgers: a file of anchors, another site's home, or a run folder. "
+            "Repeatable. Without, records cut off a ledger's end are not noticed."
+        ),
+    ] = None,
+    *,
+    cross_check: Annotated[
+        bool, typer.Option("--cross-check", help="Compare with Opacus's PRV accountant as well; needs torch.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable verdict.")] = False,
 ) -> None:
-    """Recompute every epsilon from the ledgers and check chains and signatures. Exit 0 or 1."""
+    """Recompute every epsilon from the ledgers and check chains, signatures and tails. Exit 0 or 1."""
     from rich.console import Console
 
     from secure_fed.ledger import render
     from secure_fed.ledger import verify as verify_ledgers
 
-    with _said_plainly():
-        verdict = verify_ledgers(paths, roster)
+    with said_plainly():
+        second = _second_accountant() if cross_check else None
+        verdict = verify_ledgers(paths, roster, anchors=anchor or (), cross_check=second)
     if as_json:
         typer.echo(json.dumps(verdict.to_json(), indent=2))
     else:
@@ -104,15 +106,84 @@ def verify(
     raise typer.Exit(0 if verdict.ok else 1)
 
 
-@app.command()
-def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run's folder.")]) -> None:
-    """Write a run's report.html and model card again from its files."""
-    from secure_fed.report import write_model_card, write_report
+def _second_accountant() -> Callable[[Iterable[Mechanism], float], float | None]:
+    try:
+        from secure_fed.privacy.prv import prv_epsilon
+    except ImportError as error:
+        from secure_fed.errors import ConfigError
 
-    with _said_plainly():
-        write_model_card(run_folder)
-        path = write_report(run_folder)
-    typer.echo(f"report: {path}")
+        raise ConfigError(f"--cross-check needs torch and opacus ({error}): leave it out, or install them") from error
+    return prv_epsilon
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "secure-fed report RUN                                  a run's page, model card and epsilon report\n\n"
+    "secure-fed report site01/ledger.jsonl site02/ledger.jsonl --roster roster.json --output audit",
+)
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN | LEDGER...", help="A finished run's folder, or site homes and ledger files."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the epsilon report; without, a run's own, else the current one.")
+    ] = None,
+    roster: Annotated[Path | None, typer.Option(help="The roster, from a source other than what is reported.")] = None,
+    anchor: Annotated[
+        list[Path] | None,
+        typer.Option(help="What others saw of these ledgers, as for verify. Repeatable."),
+    ] = None,
+    audit: Annotated[Path | None, typer.Option(help="An audit's result; without, RUN/audit.json.")] = None,
+    cross_check: Annotated[
+        Path | None, typer.Option(help="What verify --cross-check --json printed; without, RUN/cross_check.json.")
+    ] = None,
+) -> None:
+    """Write the epsilon report, for a run its page and model card too. Exit 1 where the ledgers do not hold."""
+    from secure_fed.report import is_run, write_epsilon_report, write_model_card, write_report
+
+    run = paths[0] if len(paths) == 1 and is_run(paths[0]) else None
+    with said_plainly():
+        written = write_epsilon_report(
+            paths, output or run or Path(), roster=roster, anchors=anchor or (), audit=audit, cross_check=cross_check
+        )
+        typer.echo(f"epsilon report: {written.page}")
+        if run is not None:
+            write_model_card(run)
+            typer.echo(f"report: {write_report(run)}")
+    if not written.ok:
+        typer.secho(f"the ledgers do not hold: {written.first_problem}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    options_metavar="[--json]",
+    epilog="Examples:\n\n"
+    "secure-fed plan                                     the default run\n\n"
+    "secure-fed plan privacy.epsilon=3 privacy.unit=patient\n\n"
+    "secure-fed plan federation.homes=homes              what homes with a past would make of it",
+)
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The overrides of the run that is planned."),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable plan.")] = False,
+) -> None:
+    """Show what each site would spend before anything runs. Exit 3 where a home's budget does not admit it."""
+    from rich.console import Console
+
+    from secure_fed.plan_tables import render_plan
+    from secure_fed.planning import plan_view
+
+    with said_plainly():
+        view = plan_view(overrides or [])
+    if as_json:
+        typer.echo(json.dumps(view.to_json(), indent=2))
+    else:
+        render_plan(view, Console())
+    raise typer.Exit(3 if view.refused else 0)
 
 
 @app.command()
@@ -131,109 +202,13 @@ def predict(
     from secure_fed.files import write_whole
     from secure_fed.prediction import predict_csv
 
-    with _said_plainly():
+    with said_plainly():
         text = predict_csv(run_folder, data)
         if output is None:
             sys.stdout.write(text)
         else:
             write_whole(output, text)
             typer.echo(f"predictions: {output}", err=True)
-
-
-_HOME = typer.Argument(metavar="HOME", help="The site's home folder: where policy.yaml and ledger.jsonl lie.")
-
-
-@site.command("status")
-def site_status(
-    home: Annotated[Path, _HOME],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable state.")] = False,
-) -> None:
-    """Say whether a site takes part or is halted, and where its evidence lies. Exit 0, or 1 where it is halted."""
-    from secure_fed.client.halt import evidence_of, halted
-    from secure_fed.client.home import Home
-    from secure_fed.identity import fingerprint
-
-    with _said_plainly():
-        opened = Home(home)
-        found = halted(opened)
-        name = opened.policy().site
-        public = opened.signing_key().public_bytes
-        evidence = evidence_of(opened)
-    if as_json:
-        state = {"site": name, "public_key": public.hex(), "halted": None if found is None else vars(found)}
-        typer.echo(json.dumps(state, indent=2))
-        raise typer.Exit(0 if found is None else 1)
-    typer.echo(f"{name}: key {fingerprint(public)}")
-    if found is None:
-        typer.echo(f"{name}: takes part")
-    else:
-        typer.secho(f"{name}: halted since {found.time} with {found.code}", fg=typer.colors.RED)
-        typer.echo(f"evidence: {evidence} (SHA-256 {found.sha256})")
-        typer.echo(f"Look at it with the others, then: secure-fed site resume {home} --reason '...'")
-    raise typer.Exit(0 if found is None else 1)
-
-
-@site.command("resume")
-def site_resume(
-    home: Annotated[Path, _HOME],
-    reason: Annotated[str, typer.Option(help="Why the site may go on; it is written to the signed ledger.")],
-) -> None:
-    """Let a site that halted take part again. The reason goes on the ledger before anything else happens."""
-    from secure_fed.client.halt import resume
-    from secure_fed.client.home import Home
-
-    with _said_plainly():
-        found = resume(Home(home), reason)
-    typer.echo(f"the site takes part again after {found.code}; the reason is on its ledger")
-
-
-@site.command("rotate-key")
-def site_rotate_key(
-    home: Annotated[Path, _HOME],
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result.")] = False,
-) -> None:
-    """Give a site a new signing key. It takes part again once the consortium has published a roster with that key."""
-    from secure_fed.client.home import Home
-    from secure_fed.client.rotation import rotate_key
-    from secure_fed.identity import fingerprint
-
-    with _said_plainly():
-        found = rotate_key(Home(home))
-    told = {
-        "site": found.site,
-        "fingerprint": fingerprint(found.public),
-        "public_key": found.public.hex(),
-        "record": found.record,
-    }
-    if as_json:
-        typer.echo(json.dumps(told, indent=2))
-        return
-    typer.echo(f"{found.site} has a new key\nfingerprint: {told['fingerprint']}\npublic key:  {told['public_key']}")
-    if found.record is None:
-        typer.echo("there is no ledger yet: it will begin with this key")
-    else:
-        typer.echo(f"the old key handed over to it in record {found.record} of the ledger")
-    typer.secho(
-        "Give both to the consortium: it has to publish a roster of a higher version with this key. Until then this "
-        "site cannot take part; what it had under way is void. Destroy every copy of the old key.",
-        fg=typer.colors.YELLOW,
-    )
-
-
-@site.command("evidence")
-def site_evidence(
-    path: Annotated[Path, typer.Argument(metavar="EVIDENCE", help="A .json file of a site's evidence folder.")],
-    roster: Annotated[Path, typer.Option(help="The roster that names the coordinator's key.")],
-) -> None:
-    """Check the signatures of an evidence file, the site's and the coordinator's, and say what it shows."""
-    from secure_fed.client.halt import check_evidence
-    from secure_fed.identity import Roster
-
-    with _said_plainly():
-        content = check_evidence(path, Roster.load(roster))
-    asked = ", ".join(request["action"] for request in content["requests"])
-    typer.echo(f"{content['site']} halted at {content['time']} with {content['code']}: {content['detail']}")
-    typer.echo(f"the site signed this file; the coordinator signed its requests ({asked})")
 
 
 if __name__ == "__main__":

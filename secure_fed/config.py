@@ -112,7 +112,7 @@ def _describe(kind: str, location: tuple[int | str, ...], message: str, value: o
     path = ".".join(
         str(part)
         for index, part in enumerate(location)
-        if not (index == 1 and len(location) > 2 and location[0] in {"data", "method", "strategy"})
+        if not (index == 1 and len(location) > 2 and location[0] in {"data", "method", "strategy", "evaluation"})
     )
     if kind == "extra_forbidden":
         return f"unknown key {path!r}; `secure-fed run --cfg job` lists all"

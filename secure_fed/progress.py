@@ -43,7 +43,10 @@ class LiveProgress:
             return
         for weak, cost in config.weaknesses().items():
             self._console.print(f"[bold red]warning:[/] {weak}: {cost}")
-        self._total, self._done_before, self._began = config.federation.rounds, done, time.monotonic()
+        rounds = config.federation.rounds
+        # One more step evaluates the final model at the sites.
+        self._total = rounds + (config.evaluation.name == "federated")
+        self._done_before, self._began = done, time.monotonic()
         target = (
             f"epsilon {config.privacy.epsilon:g}, delta {config.privacy.delta:g}"
             if config.privacy.mode == "dp"
@@ -51,7 +54,7 @@ class LiveProgress:
         )
         self._console.print(
             f"{config.method.name} on {config.data.name}: {config.federation.sites} sites, "
-            f"{self._total} rounds, {target}, engine {config.engine.name}"
+            f"{rounds} rounds, {target}, engine {config.engine.name}"
         )
         if self._console.is_terminal:
             self._bar = Progress(
@@ -93,6 +96,9 @@ def _figures(line: dict[str, Any]) -> str:
     if "auroc_macro" in line:
         parts.append(f"AUROC {line['auroc_macro']:.3f}")
         parts += [f"no {name} {value:.3f}" for name, value in line["auroc_macro_missing"].items()]
+    for view, score in line.get("evaluation", {}).items():
+        if score["macro"] is not None:
+            parts.append(f"from {view} {score['macro']['auroc']:.3f}")
     if "epsilon_max" in line:
         parts.append(f"eps {line['epsilon_max']:.2f}")
     parts.append(f"sites {line['participants']}, survivors {line['survivors']}")

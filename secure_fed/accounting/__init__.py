@@ -11,7 +11,9 @@ from secure_fed.accounting.compose import (
     epsilon_by_round,
     epsilon_curve,
 )
-from secure_fed.accounting.mechanisms import Kind, Mechanism, event, merge
+from secure_fed.accounting.filter import filter_epsilon, filter_order
+from secure_fed.accounting.groups import patient_epsilon
+from secure_fed.accounting.mechanisms import Kind, Mechanism, event, joint_noise_multiplier, merge
 
 __all__ = [
     "Accountant",
@@ -24,5 +26,9 @@ __all__ = [
     "epsilon_by_round",
     "epsilon_curve",
     "event",
+    "filter_epsilon",
+    "filter_order",
+    "joint_noise_multiplier",
     "merge",
+    "patient_epsilon",
 ]

@@ -1,14 +1,36 @@
-"""A site's ledger, opened or begun with what its owner's policy says."""
+"""A site's ledger under its owner's policy: opened or begun, and asked what it still admits.
+
+The ledger's first record fixes the guarantee; a policy that is edited later may tighten it, never loosen it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from secure_fed.accounting import filter_order
 from secure_fed.client.home import Home
 from secure_fed.client.policy import Policy
-from secure_fed.ledger import Genesis, Ledger
+from secure_fed.client.witness import require_whole, watched
+from secure_fed.errors import BudgetExhausted, PolicyRefusal
+from secure_fed.federation.facts import Federation, Site
+from secure_fed.federation.plan import Past, SitePlan, plan_for, plan_on_record
+from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, read_ledger, standing
+from secure_fed.ledger.record import TIME_FORMAT
+
+_DAY = timedelta(hours=24)
 
 
-def open_ledger(home: Home, policy: Policy, *, limited: bool = True) -> Ledger:
-    """The home's ledger; begun where there is none yet. `limited` is false for runs with privacy=off."""
+@contextmanager
+def open_ledger(home: Home, policy: Policy, *, limited: bool = True) -> Iterator[Ledger]:
+    """The home's ledger, open in a block; begun where there is none yet. `limited` is false for runs with privacy=off.
+
+    Raises PolicyRefusal where the policy promises less than the ledger's first record, LedgerBehind where the home
+    remembers a longer ledger or another one, LedgerError as `Ledger`.
+    """
+    if not Ledger.is_begun(home.ledger_path):
+        require_whole(home, policy.site, ())
     key = home.signing_key()
     genesis = Genesis(
         public_key=key.public_bytes.hex(),
@@ -16,7 +38,123 @@ def open_ledger(home: Home, policy: Policy, *, limited: bool = True) -> Ledger:
         relation=policy.relation,
         delta=policy.delta,
         epsilon_limit=policy.epsilon if limited else None,
+        filter_order=filter_order(policy.epsilon, policy.delta) if limited else None,
         declared_n=policy.declared_n,
+        max_records_per_unit=policy.max_records_per_unit,
+        data_set=policy.data_set,
         lifetime_claim=policy.lifetime_claim,
     )
-    return Ledger.open_or_create(home.ledger_path, policy.site, key, genesis)
+    with Ledger.open_or_create(home.ledger_path, policy.site, key, genesis) as ledger:
+        require_no_less(policy, ledger.genesis)
+        with watched(home, policy.site, key, ledger):
+            yield ledger
+
+
+def require_no_less(policy: Policy, genesis: Genesis) -> None:
+    """Raise PolicyRefusal where the policy promises less than the first record of the site's ledger does."""
+    objections = [*_loosened(policy, genesis)]
+    if objections:
+        raise PolicyRefusal(f"{policy.site}: {'; '.join(objections)}")
+
+
+def _loosened(policy: Policy, genesis: Genesis) -> Iterator[str]:
+    for key in ("unit", "relation", "delta", "declared_n", "max_records_per_unit", "data_set"):
+        own, first = getattr(policy, key), getattr(genesis, key)
+        if own != first:
+            yield (
+                f"policy.yaml has {key}={own}, and the ledger counts with {key}={first} since its first record: put "
+                "that back, or begin a new home with lifetime_claim: false and take off by hand what was spent here"
+            )
+    if genesis.epsilon_limit is not None and policy.epsilon > genesis.epsilon_limit:
+        yield (
+            f"policy.yaml has epsilon={policy.epsilon:g}, above the {genesis.epsilon_limit:g} that the ledger promised "
+            "for the whole life of the data: the limit may be lowered, and never be raised"
+        )
+
+
+def past_of(records: Sequence[Record], policy: Policy, run: str | None) -> Past:
+    """What runs but `run` hold of this home's budget, and what its owner allows over all of them.
+
+    Raises BudgetExhausted where something left without privacy, or the ledger set no limit: nothing can be added.
+    """
+    books = standing(records)
+    genesis = books.genesis
+    if books.is_off or genesis.epsilon_limit is None or genesis.filter_order is None:
+        raise BudgetExhausted(
+            f"{policy.site}: this home has served runs with privacy=off, so that no limit holds for it any more; a run "
+            "with privacy needs a home of its own"
+        )
+    limit = min(policy.epsilon, genesis.epsilon_limit)
+    return Past(books.commitments(without=run), limit, genesis.delta, genesis.filter_order, genesis.relation)
+
+
+def require_admitted(ledger: Ledger, policy: Policy, run: str, plan: SitePlan) -> float:
+    """The epsilon that is held against the owner's limit, with this plan in full; raises BudgetExhausted beyond it."""
+    limit = past_of(ledger.records, policy, run).limit
+    books = standing(ledger.records)
+    reached = books.admission(plan.mechanisms, run)
+    if reached > limit and books.runs and books.runs[0].run != run and books.is_filled_by_the_first(limit):
+        raise BudgetExhausted(f"{policy.site}: {filled_by_the_first(limit)}")
+    if reached > limit:
+        raise BudgetExhausted(
+            f"{policy.site}: with run {run} in full epsilon would be {reached:.4g}, and the owner allows {limit:g} "
+            "over the whole life of the data; `secure-fed site budget` shows what was spent and what open runs hold"
+        )
+    return reached
+
+
+def filled_by_the_first(limit: float) -> str:
+    """Why a home whose first run was planned up to the limit serves no other, even where that run ended early."""
+    return (
+        f"the first run's plan fills the owner's epsilon {limit:g} by PLD, which holds for one run alone; no further "
+        "run is admitted on this home. Where several are to come, plan the first with a smaller privacy.epsilon"
+    )
+
+
+def plan_at(home: Home, federation: Federation, site: Site, run: str | None = None) -> SitePlan | None:
+    """What a home's gate would make of a run, asked from outside and without writing; None where privacy is off.
+
+    The plan of `run` if the ledger holds it, else the one that would be fixed now. Raises as `plan_for`.
+    """
+    if federation.config.privacy.mode == "off" or not Ledger.is_begun(home.ledger_path):
+        return plan_for(federation, site)
+    records = read_ledger(home.ledger_path)
+    policy = home.policy()
+    books = standing(records).run(run) if run is not None else None
+    if books is not None and books.plan is not None:
+        return plan_on_record(federation, site, books.plan)
+    return plan_for(federation, site, past_of(records, policy, run))
+
+
+def require_open(ledger: Ledger, site: str, run: str) -> None:
+    """Raise BudgetExhausted where this run was closed: it gave back what it had not charged."""
+    books = standing(ledger.records).run(run)
+    if books is not None and books.closed:
+        raise BudgetExhausted(f"{site}: run {run} was closed on this home and charges nothing more; begin a new run")
+
+
+def require_rate(ledger: Ledger, policy: Policy, run: str, number: int) -> None:
+    """Raise PolicyRefusal where one more round would pass `max_rounds_a_day`, over all runs of the last 24 hours."""
+    since = (datetime.now(UTC) - _DAY).strftime(TIME_FORMAT)
+    recent = [record.body for record in ledger.records if record.time > since]
+    rounds = {(body.run, body.round) for body in recent if isinstance(body, Reserve)}
+    if len(rounds | {(run, number)}) > policy.max_rounds_a_day:
+        raise PolicyRefusal(
+            f"{policy.site}: {len(rounds)} rounds were charged within 24 hours, and the policy allows "
+            f"max_rounds_a_day={policy.max_rounds_a_day}; go on tomorrow, or its owner edits policy.yaml"
+        )
+
+
+def close_run(ledger: Ledger, run: str, reason: str) -> Record | None:
+    """Note that a run charges nothing any more; None where it never planned anything or is closed already."""
+    books = standing(ledger.records).run(run)
+    if books is None or books.plan is None or books.closed:
+        return None
+    return ledger.append(Close(run=run, reason=reason))  # type: ignore[arg-type]  # the field checks it
+
+
+def note_refusal(ledger: Ledger, code: str, run: str, number: int) -> None:
+    """Put a refusal on the ledger, the first of its kind in a run only: a server could fill a disk with them."""
+    known = {(body.code, body.run) for record in ledger.records if isinstance(body := record.body, Refusal)}
+    if (code, run) not in known:
+        ledger.append(Refusal(code=code, run=run, round=number))

@@ -23,6 +23,6 @@ def silent_from(config: RunConfig, site: str, header: Header) -> str | None:
 def is_silent(config: RunConfig, site: str, header: Header, action: str) -> bool:
     """Whether the site leaves this message unanswered."""
     stage = silent_from(config, site, header)
-    if stage is None:
+    if stage is None or action == "finish":  # the end of a run belongs to none of its rounds
         return False
     return action not in STAGES or STAGES.index(action) >= STAGES.index(stage)

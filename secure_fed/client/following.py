@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from secure_fed.client.home import Home
+from secure_fed.client.home import Home, of_run
 from secure_fed.errors import SecAggError
 from secure_fed.federation.announcement import CHECKPOINT, MODEL, SUM, Announcement, Outcome
 from secure_fed.federation.facts import Federation
@@ -18,7 +18,7 @@ from secure_fed.federation.wire import NEEDS_CHECKPOINT, Array, Header, part
 from secure_fed.identity import Roster
 from secure_fed.secagg import Code, Transcript, packed_bytes, unpack, wire_bits
 
-_FILE = "track"
+TRACK = "track"
 DIVERGED = "model_diverged"
 """The announced model is not what the announced sums give."""
 
@@ -53,7 +53,7 @@ class Follower:
         Raises:
             SecAggError: model_not_bound where none was.
         """
-        standing = self._load()
+        standing = self._load(header.run)
         if standing is None or standing.announced_round != header.round:
             raise SecAggError(Code.MODEL_NOT_BOUND, f"no model was announced for round {header.round}")
         return standing.track
@@ -67,7 +67,7 @@ class Follower:
                 announced does not hold; codes of the transcript's check.
         """
         said = Announcement.from_bytes(announced)
-        before = self._load() or Standing(initial_track(federation))
+        before = self._load(header.run) or Standing(initial_track(federation))
         if not before.announced_round <= said.round <= header.round:
             raise SecAggError("stale_model", f"the model of round {said.round} after that of {before.announced_round}")
         if said.server_step != federation.config.server_step:
@@ -76,7 +76,7 @@ class Follower:
             track, outcome_round = self._taken(federation, said, arrays), before.outcome_round
         else:
             track, outcome_round = self._recomputed(federation, said, arrays, before)
-        self._keep(Standing(track, outcome_round, said.round))
+        self._keep(header.run, Standing(track, outcome_round, said.round))
         return track
 
     def _taken(self, federation: Federation, said: Announcement, arrays: Mapping[str, Array]) -> Track:
@@ -124,21 +124,21 @@ class Follower:
         context.check_transcript(Transcript.from_bytes(bytes.fromhex(outcome.transcript)), basis)
         return membership
 
-    def _load(self) -> Standing | None:
-        stored = self._home.get_tensors(_FILE)
+    def _load(self, run: str) -> Standing | None:
+        stored = self._home.get_tensors(of_run(TRACK, run))
         if stored is None:
             return None
         facts, tensors = stored
         track = Track.from_arrays(tensors, "track", facts["steps"])
         return Standing(track, facts["outcome_round"], facts["announced_round"])
 
-    def _keep(self, standing: Standing) -> None:
+    def _keep(self, run: str, standing: Standing) -> None:
         facts = {
             "steps": standing.track.steps,
             "outcome_round": standing.outcome_round,
             "announced_round": standing.announced_round,
         }
-        self._home.put_tensors(_FILE, facts, standing.track.to_arrays("track"))
+        self._home.put_tensors(of_run(TRACK, run), facts, standing.track.to_arrays("track"))
 
 
 def _target(said: Announcement) -> bytes:

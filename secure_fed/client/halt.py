@@ -17,11 +17,11 @@ from safetensors.numpy import save as save_tensors
 
 from secure_fed.client.books import open_ledger
 from secure_fed.client.home import Home
-from secure_fed.errors import ConfigError, LedgerError
+from secure_fed.errors import ConfigError, LedgerError, SecureFedError
 from secure_fed.federation.wire import Array, Parcel, hash_arrays
 from secure_fed.files import write_durably
 from secure_fed.identity import Roster, canonical_json, domain_separated, verify_signature
-from secure_fed.ledger import Note
+from secure_fed.ledger import Anchor, Note
 
 SCHEMA = "secure_fed.evidence/1"
 DOMAIN = "evidence/1"
@@ -119,13 +119,15 @@ def resume(home: Home, reason: str) -> Halt:
         with open_ledger(home, home.policy()) as ledger:
             ledger.append(Note(code="site_resumed", text=text))
         home.drop_all("session-")
-        home.drop("track")  # it may be what the lie led to; a signed checkpoint leads back
+        home.drop_all("track-")  # it may be what the lie led to; a signed checkpoint leads back
         home.drop(_FILE)
         return found
 
 
 def check_evidence(path: Path, roster: Roster) -> dict[str, Any]:
     """The content of an evidence file whose signatures hold: the site's over all, the coordinator's on each request.
+
+    Where it shows anchors of the site's own ledger, those hold too.
 
     Raises LedgerError naming what does not hold.
     """
@@ -144,7 +146,21 @@ def check_evidence(path: Path, roster: Roster) -> dict[str, Any]:
     for request, arrays_hash in requests:
         if not verify_signature(bytes.fromhex(roster.coordinator), request.statement(arrays_hash), request.signature):
             raise LedgerError(f"{path} holds a {request.action} request that this coordinator did not sign")
+    _check_anchors(path, content)
     return content
+
+
+def _check_anchors(path: Path, content: dict[str, Any]) -> None:
+    """Raise LedgerError unless this site signed every anchor that its ledger is said not to continue."""
+    facts = content["facts"]
+    try:
+        anchors = {who: Anchor.from_line(line.encode()) for who, line in facts.get("anchors", {}).items()}
+        keys = [bytes.fromhex(key) for key in [content["public_key"], *facts.get("keys", [])]]
+    except (ValueError, AttributeError, TypeError, LedgerError) as error:
+        raise LedgerError(f"{path} holds something else than anchors: {error}") from error
+    for who, anchor in anchors.items():
+        if anchor.site != content["site"] or not any(anchor.signed_by(key) for key in keys):
+            raise LedgerError(f"{path} holds an anchor from {who} that {content['site']} did not sign")
 
 
 def _as_json(request: Parcel) -> dict[str, str]:
@@ -161,5 +177,5 @@ def _note(home: Home, code: str, text: str) -> None:
     try:
         with open_ledger(home, home.policy()) as ledger:
             ledger.append(Note(code=code, text=text))
-    except (LedgerError, ConfigError) as error:
+    except SecureFedError as error:
         home.log(f"the halt is not on the ledger: {error}")

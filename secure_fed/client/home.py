@@ -6,6 +6,7 @@ Whatever is secret lies under `private/` (mode 0700), wrapped with a key that ne
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -26,6 +29,11 @@ from secure_fed.identity import SigningKey
 from secure_fed.ledger import Ledger
 
 _NONCE = 12
+
+
+def of_run(name: str, run: str) -> str:
+    """Under which name a home keeps something of one run: several may be under way, and a run's name is a message's."""
+    return f"{name}-{hashlib.sha256(run.encode()).hexdigest()[:16]}"
 
 
 class Home:
@@ -149,6 +157,12 @@ class Home:
         """Append a line to the site's own log, which nobody else reads."""
         with (self.private / "site.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
+
+    def derived_key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, from the key that never leaves this home; the same as long as the home lives."""
+        info = b"secure_fed home/" + purpose.encode()
+        secret = (self.private / "storage.key").read_bytes()
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret)
 
     def _path(self, name: str) -> Path:
         return self.private / f"{name}.bin"

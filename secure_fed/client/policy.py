@@ -5,25 +5,41 @@ Read from `policy.yaml` in the site's home; nothing that arrives in a message ca
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from secure_fed.errors import ConfigError, PolicyRefusal
+from secure_fed.federation.config import PrivacyConfig
 from secure_fed.federation.facts import Federation, Site
+from secure_fed.files import write_whole
+from secure_fed.identity import SiteName
+from secure_fed.methods.base import owns
 
 _EDIT = "or its owner edits policy.yaml"
 
 
 class Policy(BaseModel):
-    """A site's own rules, all of them required. `declared_n` is the count that rates, weights and delta stand on.
+    """A site's own rules, all of them required; a run may only be stricter.
 
-    A run may only be stricter: its value is at least every `min_` and at most every `max_`.
+    Its values are at least every `min_` and at most every `max_`.
 
     Attributes:
+        data_set: whose records these are; a home serves one data set, so that its budget is that of the data's life.
+        epsilon, delta: what all runs together may cost, over the whole life of the data. The ledger's first record
+            fixes both: `epsilon` may be lowered afterwards, and never be raised.
+        unit: what is added or removed: one `record`, or one `patient` with all of his records.
+        max_records_per_unit: most records of a patient that are used; 1 where the unit is the record.
+        declared_n: the public number of units that rates, weights and the check on delta stand on.
+        max_rounds_a_day: most rounds that are charged in any 24 hours, over all runs.
+        allowed_components: what the site may train and measure; `any` stands for all.
+        approved_plans: hashes of the runs that the owner has approved (`secure-fed plan` prints them); null asks for
+            none.
         max_parameters: largest model, in parameters.
         max_clip: widest range that a coordinate of the update may take, `secagg.clip`.
         max_value_bits: most bits of one contribution in the ring, `secagg.value_bits`.
@@ -40,12 +56,15 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    site: str
-    epsilon: float = Field(gt=0)
+    site: SiteName
+    data_set: str = Field(min_length=1, max_length=128)
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
-    unit: Literal["record"]
+    unit: Literal["record", "patient"]
+    max_records_per_unit: int = Field(ge=1)
     relation: Literal["add_or_remove_one"]
     declared_n: int = Field(ge=1)
+    max_rounds_a_day: int = Field(ge=1)
     max_parameters: int = Field(ge=1)
     max_clip: float = Field(gt=0, allow_inf_nan=False)
     max_value_bits: int = Field(ge=8, le=31)
@@ -55,10 +74,23 @@ class Policy(BaseModel):
     min_contributors: int = Field(ge=1)
     dp_only: dict[str, Annotated[int, Field(ge=1)]]
     allowed_methods: tuple[str, ...]
+    allowed_components: tuple[str, ...]
+    approved_plans: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] | None
     allow_graph: tuple[Literal["complete", "k_regular"], ...]
     allow_unverified_server_step: bool
     lifetime_claim: bool
     compliance: bool
+
+    @model_validator(mode="after")
+    def _promise_means_something(self) -> Policy:
+        if self.delta >= 1 / self.declared_n:
+            raise ValueError(
+                f"delta={self.delta:g} is not below 1/declared_n={1 / self.declared_n:.2g}: such a delta allows "
+                f"publishing one whole {self.unit}; give one well below, such as {0.01 / self.declared_n:.0e}"
+            )
+        if self.unit == "record" and self.max_records_per_unit != 1:
+            raise ValueError(f"max_records_per_unit={self.max_records_per_unit} with unit: record; that is 1")
+        return self
 
 
 def load_policy(path: Path) -> Policy:
@@ -71,15 +103,24 @@ def load_policy(path: Path) -> Policy:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}={item.get('input')!r}: {item['msg']}" for item in error.errors()
-        )
-        raise ConfigError(f"{path}: {problems}") from error
+        raise ConfigError(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
+
+
+def _problem(item: ErrorDetails) -> str:
+    """One wrong key or value of a policy in words, with the key that was probably meant."""
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Policy.model_fields, n=1)
+        return f"unknown key {key!r}{f', did you mean {near[0]}?' if near else ''}"
+    if item["type"] == "missing":
+        return f"{key} is missing; every rule has to be written down"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}={item.get('input')!r}: {message}" if key else message
 
 
 def save_policy(path: Path, policy: Policy) -> None:
-    """Write a policy as YAML."""
-    path.write_text(yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write a policy as YAML, whole or not at all."""
+    write_whole(path, yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False))
 
 
 def admit(policy: Policy, federation: Federation) -> None:
@@ -104,8 +145,19 @@ def _to_the_run(policy: Policy, federation: Federation, site: Site) -> Iterator[
             f"the roster declares N={site.declared_n}, the policy declared_n={policy.declared_n}: the consortium signs "
             f"a roster with the owner's number, {_EDIT}"
         )
+    if policy.data_set != federation.data_set:
+        yield (
+            f"this home belongs to data_set={policy.data_set}, and the run trains on {federation.data_set}: a budget "
+            "is that of one data set's life; run with that home's data, or make a home for these"
+        )
     if config.privacy.mode == "dp":
-        yield from _most("delta", policy.delta, "privacy.delta", config.privacy.delta)
+        yield from _to_the_guarantee(policy, config.privacy)
+    if policy.approved_plans is not None and (plan := federation.plan_hash()) not in policy.approved_plans:
+        yield (
+            f"the run's plan {plan} is not among the policy's approved_plans: `secure-fed plan` shows what it would "
+            "release; an owner who agrees adds the hash to policy.yaml"
+        )
+    yield from _to_the_components(policy, federation, site)
     size = sum(federation.model.component_sizes().values())
     yield from _most("max_parameters", policy.max_parameters, "the model's number of parameters", size)
     if config.server_step == "unverified" and not policy.allow_unverified_server_step:
@@ -113,6 +165,34 @@ def _to_the_run(policy: Policy, federation: Federation, site: Site) -> Iterator[
             "the policy has allow_unverified_server_step=false, and no site can recompute the server's step under "
             f"strategy={config.strategy.name} with secagg={config.secagg.mode}: "
             f"{_way('secagg=on and strategy=fedavg, fedadam or fedyogi')}"
+        )
+
+
+def _to_the_guarantee(policy: Policy, privacy: PrivacyConfig) -> Iterator[str]:
+    """A home counts in one unit and at one delta: an epsilon in another cannot be added to its sum."""
+    asked = {
+        "unit": (policy.unit, "privacy.unit", privacy.unit),
+        "max_records_per_unit": (
+            policy.max_records_per_unit,
+            "the most records of a unit (privacy.max_records_per_patient, or 1)",
+            privacy.max_records_per_unit,
+        ),
+        "delta": (policy.delta, "privacy.delta", privacy.delta),
+    }
+    for key, (own, what, value) in asked.items():
+        if own != value:
+            yield f"{what} is {value}, and this home counts with {key}={own}: {_way('that')}"
+
+
+def _to_the_components(policy: Policy, federation: Federation, site: Site) -> Iterator[str]:
+    if "any" in policy.allowed_components:
+        return
+    trained = {name for phase in federation.phases_of(site) for name in phase.uploads() if owns(name, site.owned)}
+    strange = sorted(trained - set(policy.allowed_components))
+    if strange:
+        yield (
+            f"the run trains {', '.join(strange)} here, and the policy's allowed_components are "
+            f"{', '.join(policy.allowed_components) or 'none'}: {_way('a method that does not')}"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secure_fed.client.home import Home
+from secure_fed.client.witness import require_whole
 from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.identity import Roster, SigningKey, fingerprint
 from secure_fed.ledger import Ledger
@@ -30,7 +31,8 @@ def rotate_key(home: Home) -> NewKey:
 
     Ledger, journal, pending update, model and halt stay. Open sessions and keys prepared for the next round are
     void. Whatever stops this before the ledger's record leaves the old key in force; after it `Home.signing_key`
-    finishes. Raises ConfigError where the old key is lost, LedgerError where the ledger cannot be continued.
+    finishes. Raises ConfigError where the old key is lost, LedgerError where the ledger cannot be continued,
+    LedgerBehind where the home remembers a longer one.
     """
     with home.alone():
         return _rotate(home)
@@ -39,10 +41,12 @@ def rotate_key(home: Home) -> NewKey:
 def _rotate(home: Home) -> NewKey:
     site, fresh = home.policy().site, SigningKey.generate()
     if not Ledger.is_begun(home.ledger_path):
+        require_whole(home, site, ())
         _lay_ready(home, fresh)  # nothing was signed that the new key would have to follow
         home.take_next_key()
         return NewKey(site, fresh.public_bytes, None)
     with Ledger.open(home.ledger_path, site, _old_key(home)) as ledger:
+        require_whole(home, site, ledger.records)
         _lay_ready(home, fresh)
         record = ledger.rekey(fresh)
         home.take_next_key()

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from secure_fed.client.home import Home
+from secure_fed.client.home import Home, of_run
 from secure_fed.errors import SecAggError
 from secure_fed.federation.wire import Header, Parcel
 from secure_fed.secagg import ClientSession, SessionContext, Stage
 from secure_fed.secagg.client_state import ClientState
 from secure_fed.secagg.encoding import decode, encode
 
-_PREFIX = "session-"
+_SESSION = "session"
 _DOMAIN = "stored-session"
 _REQUEST = ("action", "site", "header", "body", "announcement", "next_header", "next_body", "signature")
 
@@ -25,22 +25,34 @@ Who = tuple[str, Callable[[bytes], bytes]]
 
 
 class Sessions:
-    """The sessions of one home, by their run-wide number."""
+    """The sessions of one home, by run and by their number in it."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    def begin(self, context: SessionContext, who: Who, header: Header, basis: bytes, keep: Header | None) -> bytes:
-        """A new session's advertisement. Other sessions are forgotten, but for `keep`, the round under way."""
+    def begin(
+        self, context: SessionContext, who: Who, header: Header, basis: bytes, keep: Header | None, notice: bytes
+    ) -> bytes:
+        """A new session's advertisement. Others of its run are forgotten, but for `keep`, the round under way."""
         session = ClientSession(context, *who)
-        body = session.advertise(basis)
-        self._home.drop_all(_PREFIX, keep="" if keep is None else _name(keep.attempt))
+        body = session.advertise(basis, notice)
+        kept = "" if keep is None else _name(keep.run, keep.attempt)
+        self._home.drop_all(f"{of_run(_SESSION, context.run)}-", keep=kept)
         self._store(context, session, None)
         return body
 
     def stage(self, context: SessionContext, who: Who) -> Stage:
         """Which message of this session comes next; raises SecAggError(no_session) where there is none."""
         return self._load(context, who)[0].stage
+
+    def notes(self, context: SessionContext, who: Who, delivery: bytes) -> dict[str, bytes]:
+        """Dealer -> its note, from the delivery that this session masks on next; a bad one ends the session."""
+        session, earlier = self._load(context, who)
+        try:
+            return session.notes(delivery)
+        except SecAggError:
+            self._store(context, session, earlier)
+            raise
 
     def step(
         self,
@@ -66,24 +78,28 @@ class Sessions:
 
     def confirmed(self, header: Header) -> Parcel | None:
         """The request whose survivors this site signed in a session, if any."""
-        stored = self._home.get(_name(header.attempt))
+        stored = self._home.get(_name(header.run, header.attempt))
         return None if stored is None else _split(stored)[1]
 
     def advertisements(self, header: Header) -> Mapping[str, bytes]:
         """Member -> its signed advertisement, as this site took it in a session; empty where there is none."""
-        stored = self._home.get(_name(header.attempt))
+        stored = self._home.get(_name(header.run, header.attempt))
         return {} if stored is None else ClientState.from_bytes(_split(stored)[0]).peers
 
     def forget(self, header: Header) -> None:
         """Drop one session."""
-        self._home.drop(_name(header.attempt))
+        self._home.drop(_name(header.run, header.attempt))
+
+    def forget_run(self, run: str) -> None:
+        """Drop the sessions of a run that is over."""
+        self._home.drop_all(f"{of_run(_SESSION, run)}-")
 
     def forget_all(self) -> None:
         """Drop every session: their keys, shares and commitments are void."""
-        self._home.drop_all(_PREFIX)
+        self._home.drop_all(f"{_SESSION}-")
 
     def _load(self, context: SessionContext, who: Who) -> tuple[ClientSession, Parcel | None]:
-        stored = self._home.get(_name(context.attempt))
+        stored = self._home.get(_name(context.run, context.attempt))
         if stored is None:
             raise SecAggError("no_session", "the site has no such session under way")
         state, request = _split(stored)
@@ -91,11 +107,11 @@ class Sessions:
 
     def _store(self, context: SessionContext, session: ClientSession, request: Parcel | None) -> None:
         kept = [] if request is None else [getattr(request, name) for name in _REQUEST]
-        self._home.put(_name(context.attempt), encode(_DOMAIN, [session.to_bytes(), kept]))
+        self._home.put(_name(context.run, context.attempt), encode(_DOMAIN, [session.to_bytes(), kept]))
 
 
-def _name(attempt: int) -> str:
-    return f"{_PREFIX}{attempt}"
+def _name(run: str, attempt: int) -> str:
+    return f"{of_run(_SESSION, run)}-{attempt}"
 
 
 def _split(stored: bytes) -> tuple[bytes, Parcel | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -16,16 +16,19 @@ import numpy as np
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from secure_fed.client.books import open_ledger
+from secure_fed.client.books import close_run, note_refusal, open_ledger
 from secure_fed.client.faults import is_silent
-from secure_fed.client.following import DIVERGED, Follower, Membership
+from secure_fed.client.following import DIVERGED, TRACK, Follower, Membership
 from secure_fed.client.halt import HALTED, halt, halted
-from secure_fed.client.home import Home
+from secure_fed.client.held_out import KEY_PURPOSE, SiteRecords
+from secure_fed.client.home import Home, of_run
 from secure_fed.client.journal import Journal
 from secure_fed.client.policy import Policy, admit
 from secure_fed.client.rotation import require_named
 from secure_fed.client.sessions import Sessions
 from secure_fed.client.training import LocalTraining, Update
+from secure_fed.client.witness import LEDGER_BEHIND, LedgerBehind, Witnesses, own_anchor, packed, require_ahead
+from secure_fed.data.records import Records
 from secure_fed.errors import BudgetExhausted, PolicyRefusal, SecAggError, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
@@ -34,30 +37,27 @@ from secure_fed.federation.members import sites_of
 from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header, Parcel
 from secure_fed.identity import Roster
-from secure_fed.ledger import Settle
-from secure_fed.models.batch import Batch
-from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.ledger import Ledger, Settle
 from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
-from secure_fed.secagg import HALTING, Code, Quantiser, SessionContext, Stage, fresh_secret
+from secure_fed.secagg import HALTING, Code, Levels, Quantiser, SessionContext, Source, Stage, fresh_secret
 
 SILENT = "silent"
+PENDING = "pending"
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (BudgetExhausted, "budget_exhausted"),
     (PolicyRefusal, "refused_by_policy"),
     (SecureFedError, "refused"),
 )
-_HALTING = HALTING | {DIVERGED}
+_HALTING = HALTING | {DIVERGED, LEDGER_BEHIND}
 
 
 class SiteClient:
     """One site in one run. Holds nothing between messages that its home does not hold too."""
 
-    def __init__(
-        self, home: Home, config: RunConfig, roster: Path, records: Callable[[MultimodalModel], Batch]
-    ) -> None:
+    def __init__(self, home: Home, config: RunConfig, roster: Path, records: Callable[[], Records]) -> None:
         """`roster` is the consortium's signed file; a newer one put in its place holds from the next session on.
 
-        `records` gives the site's own records, prepared for the model; it is called at most once.
+        `records` gives the site's own records; it is called at most once.
         """
         self.home = home
         self.config = config
@@ -69,6 +69,7 @@ class SiteClient:
         self._journal = Journal(home)
         self._sessions = Sessions(home)
         self._follower = Follower(home, self._membership_of)
+        self._witnesses = Witnesses(home)
         self._old: dict[str, Membership] = {}
 
     @property
@@ -98,12 +99,14 @@ class SiteClient:
             return Parcel(code=SILENT)
         if halted(self.home) is not None:
             return Parcel(code=HALTED)
-        if parcel.action in {"advertise", "mask", "plain"}:
+        if parcel.action in {"advertise", "mask", "plain", "finish"}:
             self._refresh()  # an owner's edit, or a new roster, holds from the next session on
         if parcel.site != self.policy.site or not parcel.is_signed_by(
             bytes.fromhex(self.membership.roster.coordinator)
         ):
             raise SecAggError("unsigned_request", "not the coordinator's request to this site")
+        if parcel.action == "finish":
+            return self._finish(header)
         admit(self.policy, self.federation)
         require_named(self.policy.site, self.home.signing_key().public_bytes, self.membership.roster)
         self._journal.require_unreleased(header)
@@ -126,14 +129,28 @@ class SiteClient:
     def _failed(self, parcel: Parcel, error: Exception) -> str:
         """Log the reason; where the site was lied to, halt with the evidence. Returns the code to answer."""
         code = _code_of(error)
+        if isinstance(error, PolicyRefusal):
+            self._note_refusal(parcel, code)
         self.home.log(f"{parcel.action}: {code}\n{''.join(traceback.format_exception(error))}")
         if isinstance(error, SecAggError) and error.code in _HALTING:
             earlier = self._sessions.confirmed(Header.from_bytes(parcel.header))
             requests = [parcel] if earlier is None else [earlier, parcel]
             seen = self._sessions.advertisements(Header.from_bytes(parcel.header))
             facts = {"roster": self._roster_digest, "advertisements": {name: raw.hex() for name, raw in seen.items()}}
+            if isinstance(error, LedgerBehind):
+                facts |= error.facts()
             halt(self.home, self.policy.site, code, error.detail, requests, facts)
         return code
+
+    def _note_refusal(self, parcel: Parcel, code: str) -> None:
+        """The refusal on the ledger, where there is one; its reason stays in the site's own log."""
+        try:
+            header = Header.from_bytes(parcel.header)
+            if Ledger.is_begun(self.home.ledger_path):
+                with Ledger.open(self.home.ledger_path, self.policy.site, self.home.signing_key()) as ledger:
+                    note_refusal(ledger, code, header.run, header.round)
+        except SecureFedError as error:
+            self.home.log(f"the refusal is not on the ledger: {error}")
 
     # -- stages ----------------------------------------------------------------------------------------
 
@@ -145,18 +162,27 @@ class SiteClient:
 
     def _begin(self, header: Header, track: Track, keep: Header | None) -> bytes:
         self._journal.begin(header)
-        return self._sessions.begin(self._context(header), self._who, header, track.digest, keep)
+        anchor = own_anchor(self.home, self.policy.site)
+        notice = b"" if anchor is None else packed(anchor)
+        return self._sessions.begin(self._context(header), self._who, header, track.digest, keep, notice)
 
     def _share(self, header: Header, body: bytes) -> bytes:
-        return self._sessions.step(self._context(header), self._who, lambda session: session.share(body))
+        context = self._context(header)
+
+        def answer(notices: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            return self._witnesses.answer(notices, context.public_keys)
+
+        return self._sessions.step(context, self._who, lambda session: session.share(body, answer))
 
     def _mask(self, header: Header, parcel: Parcel) -> Parcel:
         if self._sessions.stage(self._context(header), self._who) is not Stage.MASK:
             # Before anything is charged: a message out of order would otherwise cost budget.
             raise SecAggError(Code.WRONG_STAGE, "mask")
         track = self._follow(header, parcel) if parcel.announcement else self._follower.track(header)
+        # Before anything is charged: what comes now would be counted on a ledger that others know to be another.
+        require_ahead(self.home, self.policy.site, self._sessions.notes(self._context(header), self._who, parcel.body))
         update = self._update(header, track)
-        slices = {name: self._quantiser(header, name, values) for name, values in update.items()}
+        slices = {name: self._levels(header, name, values) for name, values in update.items()}
         masked = self._sessions.step(
             self._context(header),
             self._who,
@@ -182,7 +208,7 @@ class SiteClient:
         self._forget_update(header)
         self._sessions.forget(header)
         if self.federation.phases_of(self.site, header.step):
-            with open_ledger(self.home, self.policy) as ledger:
+            with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
                 outcome = {"run": header.run, "step": header.step, "round": header.round, "attempt": header.attempt}
                 ledger.append(Settle(**outcome, outcome="released"))  # type: ignore[arg-type]
         return Parcel(body=body)
@@ -216,6 +242,17 @@ class SiteClient:
         self._journal.begin(header)
         return Parcel(arrays=self._update(header, self._follow(header, parcel)))
 
+    def _finish(self, header: Header) -> Parcel:
+        """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal."""
+        if not Ledger.is_begun(self.home.ledger_path):
+            return Parcel()
+        with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
+            close_run(ledger, header.run, "finished")
+        for name in (PENDING, TRACK):
+            self.home.drop(of_run(name, header.run))
+        self._sessions.forget_run(header.run)
+        return Parcel()
+
     # -- pieces ----------------------------------------------------------------------------------------
 
     def _follow(self, header: Header, parcel: Parcel) -> Track:
@@ -224,31 +261,34 @@ class SiteClient:
     def _update(self, header: Header, track: Track) -> Update:
         """The round's noised update: the stored one where this is a retry of the same round and model."""
         key = json.dumps([header.run, header.round, track.digest.hex()]).encode()
-        stored = self.home.get("pending")
+        stored = self.home.get(of_run(PENDING, header.run))
         if stored is not None:
             known, tensors = stored.split(b"\n", maxsplit=1)
             if known == key:
                 return load_tensors(tensors)
-            run, number, _ = json.loads(known)
-            if run == header.run and number > header.round:
+            _, number, _ = json.loads(known)
+            if number > header.round:
                 # Honest coordinators never go back: a round that was left behind gets no second charge.
                 raise SecAggError("stale_round", f"round {header.round}, after an update for round {number}")
-        limited = self.config.privacy.mode == "dp"
-        with open_ledger(self.home, self.policy, limited=limited) as ledger:
-            training = LocalTraining(self.federation, self.site, self.policy, ledger, self._records, self._noise)
-            update = training.update(header, track)
-        self.home.put("pending", key + b"\n" + save_tensors(update))
+        with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
+            update = LocalTraining(
+                self.federation, self.site, self.policy, ledger, lambda: self._records, self._noise
+            ).update(header, track)
+        self.home.put(of_run(PENDING, header.run), key + b"\n" + save_tensors(update))
         return update
 
     def _forget_update(self, header: Header) -> None:
         """Delete the stored update of a released round; one of a later round stays."""
-        stored = self.home.get("pending")
+        name = of_run(PENDING, header.run)
+        stored = self.home.get(name)
         if stored is not None and json.loads(stored.split(b"\n", maxsplit=1)[0])[:2] == [header.run, header.round]:
-            self.home.drop("pending")
+            self.home.drop(name)
 
-    def _quantiser(self, header: Header, name: str, values: np.ndarray) -> Quantiser:
-        """The slice in fixed point, times the site's public weight."""
+    def _levels(self, header: Header, name: str, values: np.ndarray) -> Source:
+        """The slice in the ring: counts as they are, anything else in fixed point, times the site's public weight."""
         secagg = self.config.secagg
+        if values.dtype == np.int32:
+            return Levels(values.view(np.uint32), secagg.value_bits)
         key = fresh_secret()
         if self.config.insecure_reproducible:
             seed = self._noise.derive(f"{self.site.name}/{header.round}/dither/{name}").seed()
@@ -290,12 +330,17 @@ class SiteClient:
         return session_context(self.federation, self.membership.roster, header)
 
     @property
+    def _limited(self) -> bool:
+        return self.config.privacy.mode == "dp"
+
+    @property
     def _who(self) -> tuple[str, Callable[[bytes], bytes]]:
         return self.policy.site, self.home.signing_key().sign
 
     @cached_property
-    def _records(self) -> Batch:
-        return self._load_records(self.federation.model)
+    def _records(self) -> SiteRecords:
+        config, key = self.config, self.home.derived_key(KEY_PURPOSE)
+        return SiteRecords.split(self._load_records(), self.federation.model, config.privacy, config.evaluation, key)
 
     @cached_property
     def _noise(self) -> NoiseSource:

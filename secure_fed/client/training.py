@@ -5,68 +5,85 @@ The charge is on disk before a record is sampled or noise is drawn, so that a cr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from secure_fed.client.charging import Charges
+from secure_fed.client.held_out import SiteRecords
 from secure_fed.client.policy import Policy
-from secure_fed.errors import BudgetExhausted
 from secure_fed.federation.facts import Federation, Site
-from secure_fed.federation.plan import PlannedPhase, SitePlan, plan_for
+from secure_fed.federation.plan import PlannedPhase, SitePlan
 from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header
-from secure_fed.ledger import Ledger, Off, Plan, Reserve
-from secure_fed.ledger import PlannedPhase as LedgerPhase
-from secure_fed.methods.base import GradientPhase, Phase, StatisticPhase, owns
-from secure_fed.models.batch import Batch
+from secure_fed.ledger import Ledger
+from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase, StatisticPhase, owns
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.dpsgd import dp_sgd, plain_sgd
+from secure_fed.privacy.histograms import HistogramPlan, exact_counts, noisy_counts
 from secure_fed.privacy.noise import NoiseSource
 from secure_fed.privacy.plan import GaussianPlan, SamplingPlan, StatisticPlan, TrainingOptions
-from secure_fed.privacy.preflight import preflight
+from secure_fed.privacy.preflight import preflight_once, preflight_statistic_once
 from secure_fed.privacy.statistics import clipped_sum, noisy_sum
-from secure_fed.versions import versions
+from secure_fed.secagg import max_level
 
-_PREFLIGHT_SEED = 2012
-
-Update = dict[str, npt.NDArray[np.float32]]
+Update = dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]
+"""Slice name -> float32 [size], or int32 [size] where the slice holds counts."""
 
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a site needs to make its update in one round."""
+    """What a site needs to make its update in one round.
+
+    `load` gives its records. It is called only after the gate: a refusal must not depend on them.
+    """
 
     federation: Federation
     site: Site
     policy: Policy
     ledger: Ledger
-    records: Batch
+    load: Callable[[], SiteRecords]
     noise: NoiseSource
 
+    @property
+    def records(self) -> SiteRecords:
+        """The site's records."""
+        return self.load()
+
     def update(self, header: Header, track: Track) -> Update:
-        """Slice name -> float32 [size], noised and charged; raises PolicyRefusal before anything is charged."""
-        plan = plan_for(self.federation, self.site)
+        """The round's slices, noised and charged; raises PolicyRefusal before anything is charged."""
+        charges = Charges(self.federation, self.site, self.policy, self.ledger, self.noise.rng_class)
         phases = self.federation.phases_of(self.site, header.step)
-        if plan is not None:
-            self._ensure_planned(header.run, plan)
-            self._check_budget(header.run, plan, phases)
+        plan = charges.admit(header, phases, self._preflight)
         model = track.load_into(self.federation.new_model())
         update: Update = {}
         for phase in phases:
-            if plan is None:
-                self.ledger.append(Off(run=header.run, step=header.step, round=header.round, phase=phase.name))
-                update |= self._train(phase, model, header, None)
+            planned = None if plan is None else plan.phase(phase.name)
+            if planned is None:
+                charges.off(header, phase)
             else:
-                planned = plan.phase(phase.name)
-                self._reserve(header, planned, track.model_hash)
+                charges.reserve(header, planned, track.model_hash)
+            if isinstance(phase, HistogramPhase):
+                # The round's own training has changed `model` by now: what is evaluated is what the round began from.
+                began_from = track.load_into(self.federation.new_model())
+                update |= self._count(phase, began_from, header, planned)
+            else:
                 update |= self._train(phase, model, header, planned)
         return update
 
     # -- training --------------------------------------------------------------------------------------
 
-    def _train(self, phase: Phase, model: MultimodalModel, header: Header, planned: PlannedPhase | None) -> Update:
-        noise = self.noise.derive(f"{self.site.name}/{header.round}/{phase.name}")
+    def _train(
+        self,
+        phase: GradientPhase | StatisticPhase,
+        model: MultimodalModel,
+        header: Header,
+        planned: PlannedPhase | None,
+    ) -> Update:
+        noise = self._stream(header, phase)
         if isinstance(phase, StatisticPhase):
             return self._release_statistic(phase, model, noise, planned)
         return self._descend(phase, model, noise, planned)
@@ -82,6 +99,7 @@ class LocalTraining:
             learning_rate=phase.unclipped_learning_rate if planned is None else phase.learning_rate,
             momentum=options.momentum,
             max_physical_batch=options.max_physical_batch,
+            back_end=options.back_end,
         )
         if planned is None:
             sampling = SamplingPlan(
@@ -89,111 +107,64 @@ class LocalTraining:
                 sample_rate=self.federation.config.privacy.sample_rate,
                 steps=phase.unclipped_steps,
                 declared_n=self.site.declared_n,
+                unit=self.federation.config.privacy.unit,
+                max_records_per_unit=self.federation.config.privacy.max_records_per_unit,
             )
-            plain_sgd(model, components, phase.loss, self.records, sampling, training, noise)
+            plain_sgd(model, components, phase.loss, self.records.training, sampling, training, noise)
         else:
             assert isinstance(planned.release, GaussianPlan)  # noqa: S101 - so for every gradient phase
-            dp_sgd(model, components, phase.loss, self.records, planned.release, training, noise)
+            dp_sgd(model, components, phase.loss, self.records.training, planned.release, training, noise)
         return {name: model.get_component(name) - before[name] for name in components}
 
     def _release_statistic(
         self, phase: StatisticPhase, model: MultimodalModel, noise: NoiseSource, planned: PlannedPhase | None
     ) -> Update:
         model.eval()
-        rows = phase.map(model, self.records)
+        records = self.records.training
+        rows = phase.map(model, records)
         if planned is None:
-            total = clipped_sum(rows, phase.bound).numpy()
+            total = clipped_sum(rows, records.units, phase.bound).numpy()
         else:
             assert isinstance(planned.release, StatisticPlan)  # noqa: S101 - so for every statistic
-            total = noisy_sum(rows, planned.release, noise)
+            total = noisy_sum(rows, records, planned.release, noise)
         return {phase.slice_name: (total / (phase.bound * self.site.declared_n)).astype(np.float32)}
 
-    # -- ledger ----------------------------------------------------------------------------------------
+    def _count(
+        self, phase: HistogramPhase, model: MultimodalModel, header: Header, planned: PlannedPhase | None
+    ) -> Update:
+        records = self.records.held_out
+        slices = [name for name in phase.slices if owns(name, self.site.owned)]
+        cells = {name: partial(phase.cells, model, name) for name in slices}
+        if planned is None:
+            return dict(exact_counts(cells, phase.groups, phase.width, records))
+        assert isinstance(planned.release, HistogramPlan)  # noqa: S101 - so for every histogram
+        largest = max_level(self.federation.config.secagg.value_bits)
+        noise = self._stream(header, phase)
+        return dict(noisy_counts(cells, phase.groups, phase.width, records, planned.release, noise, largest))
 
-    def _ensure_planned(self, run: str, plan: SitePlan) -> None:
-        """Put the run's whole plan on the ledger once; raises BudgetExhausted where it passes the policy."""
-        planned_runs = {record.body.run for record in self.ledger.records if isinstance(record.body, Plan)}
-        if planned_runs - {run}:
-            # Composing plans that were chosen after seeing results needs a privacy filter: refuse until there is one.
-            raise BudgetExhausted(
-                f"{self.site.name}: this home's budget belongs to run {min(planned_runs - {run})}, and run {run} asks "
-                "for more; a further run needs a home of its own"
-            )
-        if planned_runs:
-            return
-        if plan.epsilon > self.policy.epsilon:
-            raise BudgetExhausted(
-                f"{self.site.name}: the run plans epsilon {plan.epsilon:.3f}, the policy allows {self.policy.epsilon:g}"
-            )
-        self._preflight(plan)
-        phases = tuple(
-            LedgerPhase(
-                name=planned.phase.name,
-                mechanism=planned.per_round,
-                max_grad_norm=planned.sensitivity,
-                rounds=planned.rounds,
-                components=planned.components,
-            )
-            for planned in plan.phases
-        )
-        insecure = self.federation.config.insecure_reproducible
-        self.ledger.append(
-            Plan(
-                run=run,
-                method=self.federation.config.method.name,
-                phases=phases,
-                epsilon=plan.epsilon,
-                delta=plan.delta,
-                accountant="pld",
-                versions=versions(),
-                rng="insecure_reproducible" if insecure else "os",
-            )
-        )
+    def _stream(self, header: Header, phase: Phase) -> NoiseSource:
+        return self.noise.derive(f"{self.site.name}/{header.round}/{phase.name}")
 
     def _preflight(self, plan: SitePlan) -> None:
-        """Raise PrivacyError, on made-up records, where a phase is not what DP-SGD takes it for."""
-        model = self.federation.new_model()
-        rng = np.random.default_rng(_PREFLIGHT_SEED)
-        # A model fresh from its seed has zero layers, behind which no gradient would be seen.
-        for name, size in model.component_sizes().items():
-            model.set_component(name, rng.normal(0, 0.1, size).astype(np.float32))
+        """Raise PrivacyError, on made-up records, where a phase is not what its plan takes it for.
+
+        Once in a process for what decides it: method, phase, model, unit and back end.
+        """
+        config = self.federation.config
+        noise = self.noise.derive(f"{self.site.name}/preflight")
         for planned in plan.phases:
-            if isinstance(planned.phase, GradientPhase):
-                loss = planned.phase.still_loss or planned.phase.loss
-                preflight(model, planned.components, loss, planned.sensitivity, _PREFLIGHT_SEED)
-
-    def _check_budget(self, run: str, plan: SitePlan, phases: tuple[Phase, ...]) -> None:
-        """Raise BudgetExhausted before a gradient is taken where a phase has used all its planned rounds."""
-        for phase in phases:
-            reserved = sum(
-                isinstance(record.body, Reserve) and (record.body.run, record.body.phase) == (run, phase.name)
-                for record in self.ledger.records
-            )
-            allowed = plan.phase(phase.name).rounds
-            if reserved >= allowed:
-                raise BudgetExhausted(
-                    f"{self.site.name}: phase {phase.name} has used the {allowed} rounds that were budgeted for "
-                    f"it, spare ones included; the run may go on without this site"
+            phase, release = planned.phase, planned.release
+            if isinstance(phase, GradientPhase) and isinstance(release, GaussianPlan):
+                loss = phase.still_loss or phase.loss
+                preflight_once(
+                    config.method.model_dump_json(),
+                    self.federation.model,
+                    planned.components,
+                    loss,
+                    release,
+                    noise,
+                    back_end=config.training.back_end,
                 )
-
-    def _reserve(self, header: Header, planned: PlannedPhase, model_hash: bytes) -> None:
-        sampled = isinstance(planned.release, GaussianPlan)
-        self.ledger.append(
-            Reserve(
-                run=header.run,
-                step=header.step,
-                round=header.round,
-                attempt=header.attempt,
-                phase=planned.phase.name,
-                mechanism=planned.per_round,
-                max_grad_norm=planned.sensitivity,
-                sampler="poisson" if sampled else "none",
-                expected_batch=planned.per_round.sample_rate * self.site.declared_n,
-                unit=self.policy.unit,
-                declared_n=self.policy.declared_n,
-                relation=self.policy.relation,
-                components=planned.components,
-                model_hash=model_hash.hex(),
-                artefact="update" if sampled else "statistic",
-            )
-        )
+            elif isinstance(phase, StatisticPhase) and isinstance(release, StatisticPlan):
+                method = config.method.model_dump_json()
+                preflight_statistic_once(method, self.federation.model, phase.map, release, noise)

@@ -17,13 +17,12 @@ from flwr.serverapp import Grid, ServerApp
 from secure_fed.client.home import Home
 from secure_fed.client.site import SiteClient
 from secure_fed.config import load_config
+from secure_fed.data import Records
 from secure_fed.engines.messages import MESSAGE_TYPES, from_record, to_record
 from secure_fed.engines.simulated_sites import simulate
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.wire import Parcel
 from secure_fed.identity import Roster
-from secure_fed.models.batch import Batch
-from secure_fed.models.multimodal import MultimodalModel
 
 FolderOf = Callable[[Context], Path]
 """Where a run's folder lies, told from a node's context."""
@@ -92,7 +91,7 @@ def site_client(folder: Path, name: str) -> SiteClient:
     """The simulated site `name` of a run folder; made once in each process."""
     config, _ = _public_facts(folder)
 
-    def records(model: MultimodalModel) -> Batch:
-        return model.prepare(simulate(config).records[name])
+    def records() -> Records:
+        return simulate(config).records[name]
 
     return SiteClient(Home(folder / "sites" / name), config, folder / "roster.json", records)

@@ -17,6 +17,7 @@ MESSAGE_TYPES = {
     "plain": "train.plain",
     "confirm": "query.confirm",
     "unmask": "query.unmask",
+    "finish": "query.finish",
 }
 """Action -> Flower message type; the ClientApp registers each."""
 

@@ -17,24 +17,29 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from secure_fed.accounting import epsilon_by_round
+from secure_fed.client.books import plan_at
 from secure_fed.config import dump_config, load_config
 from secure_fed.engines.apps import forget_folders, make_client_app, make_server_app
 from secure_fed.engines.in_process import run_in_process
-from secure_fed.engines.simulated_sites import SimulatedSites, coordinator_key, found_homes, simulate
+from secure_fed.engines.simulated_homes import coordinator_key, found_homes, kept_home
+from secure_fed.engines.simulated_sites import SimulatedSites, simulate
 from secure_fed.engines.summary import summarise
 from secure_fed.engines.transport import GridTransport
-from secure_fed.errors import ConfigError, PolicyRefusal, SecureFedError
+from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecureFedError
 from secure_fed.federation.config import RunConfig
-from secure_fed.federation.facts import Federation
+from secure_fed.federation.evaluation import PHASE
+from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan, plan_for
 from secure_fed.federation.track import Track, initial_track, solve_statistics
 from secure_fed.files import write_whole
 from secure_fed.identity import SigningKey
-from secure_fed.report import write_model_card, write_report
+from secure_fed.privacy.histograms import HistogramPlan
+from secure_fed.report import write_epsilon_report, write_model_card, write_report
 from secure_fed.server.evaluation import Scores
+from secure_fed.server.federated_auroc import NoiseOf
 from secure_fed.server.members import RosterFile
-from secure_fed.server.round import Coordinator, RoundResult
+from secure_fed.server.round import Coordinator, Place, RoundResult
 from secure_fed.server.training import (
     Held,
     Progress,
@@ -69,7 +74,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that has been found to work."""
+    """A run that has been found to work. `plans`: without those of sites whose budget does not admit it."""
 
     config: RunConfig
     simulated: SimulatedSites
@@ -77,8 +82,11 @@ class Prepared:
     plans: dict[str, SitePlan | None]
 
 
-def prepare(config: RunConfig) -> Prepared:
-    """Load data, derive the federation and calibrate every site's plan; raises before anything is written."""
+def prepare(config: RunConfig, run: str | None = None) -> Prepared:
+    """Load data, derive the federation and find every site's plan; raises before anything is written.
+
+    A kept home's plan is solved given its ledger's past, or is the one that the ledger holds for `run`.
+    """
     simulated = simulate(config)
     federation = Federation(config, simulated.members)
     if config.secagg.mode == "on":
@@ -89,8 +97,32 @@ def prepare(config: RunConfig) -> Prepared:
             "warning; run without it"
         )
     _unverified_step(federation)
-    plans = {site.name: plan_for(federation, site) for site in federation.sites}
-    return Prepared(config, simulated, federation, plans)
+    return Prepared(config, simulated, federation, _plans(federation, run))
+
+
+def _plans(federation: Federation, run: str | None) -> dict[str, SitePlan | None]:
+    """Every site's plan, but for sites whose budget does not admit the run: the others go on without them.
+
+    Raises BudgetExhausted with every reason where too few others are left.
+    """
+    plans: dict[str, SitePlan | None] = {}
+    refused: list[str] = []
+    for site in federation.sites:
+        try:
+            plans[site.name] = _plan_of(federation, site, run)
+        except BudgetExhausted as error:
+            refused.append(str(error))
+    if refused and len(plans) < federation.min_cohort:
+        raise BudgetExhausted(
+            f"{len(plans)} of {len(federation.sites)} sites have budget for this run, and {federation.min_cohort} are "
+            f"needed: {' | '.join(refused)}"
+        )
+    return plans
+
+
+def _plan_of(federation: Federation, site: Site, run: str | None) -> SitePlan | None:
+    home = kept_home(federation.config, site.name)
+    return plan_for(federation, site) if home is None else plan_at(home, federation, site, run)
 
 
 def start(config: RunConfig, observer: Observer | None = None) -> Path:
@@ -126,7 +158,8 @@ def resume(folder: Path, observer: Observer | None = None) -> Path:
         if (folder / "report.html").exists():
             raise ConfigError(f"the run {folder} is finished: nothing to resume; its report is report.html")
         return _describe(folder)
-    return train(folder, prepare(config), observer or Silent(), resumed=True)
+    run = load_checkpoint(folder)[1].run
+    return train(folder, prepare(config, run), observer or Silent(), resumed=True)
 
 
 def found(folder: Path, prepared: Prepared) -> None:
@@ -202,9 +235,17 @@ def serve_schedule(
     coordinator = Coordinator(*members(), transport, key, progress.attempt)
     observer.begin(config, progress.step)
     trainer = Trainer(
-        coordinator, holdout, folder, _epsilon_by_step(prepared), observer.round, members, _unverified_step(federation)
+        coordinator,
+        holdout,
+        folder,
+        _epsilon_by_step(prepared),
+        observer.round,
+        members,
+        _count_noise(progress.run),
+        _unverified_step(federation),
     )
     held, scores = trainer.run(held, progress)
+    coordinator.finish(Place(progress.run, progress.step, progress.round))
     return Trained(held.track, scores, progress)
 
 
@@ -233,7 +274,7 @@ def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
     summary = summarise(
         folder,
         prepared.federation,
-        prepared.plans,
+        _plans(prepared.federation, trained.progress.run),
         trained.scores,
         trained.progress,
         trained.track.load_into(prepared.federation.new_model()),
@@ -244,7 +285,8 @@ def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
 
 
 def _describe(folder: Path) -> Path:
-    """Model card and report of a run whose summary is written; the report comes last."""
+    """Model card and reports of a run whose summary is written; the run's page comes last."""
+    write_epsilon_report([folder], folder)
     write_model_card(folder)
     write_report(folder)
     return folder
@@ -267,14 +309,14 @@ def _epsilon_by_step(prepared: Prepared) -> Callable[[int], float | None]:
     """Largest epsilon of any site after a number of scheduled steps, from the public plans."""
     if prepared.config.privacy.mode == "off":
         return lambda _steps: None
-    largest = [0.0] * (prepared.config.federation.rounds + 1)
+    largest = [0.0] * (prepared.federation.total_steps + 1)
     curves: dict[tuple[tuple[object, ...], ...], tuple[float, ...]] = {}
-    for site in prepared.federation.sites:
-        plan = prepared.plans[site.name]
+    for name, plan in prepared.plans.items():
         assert plan is not None  # noqa: S101 - privacy is on
+        site = prepared.federation.site(name)
         rounds = [
             [plan.phase(phase.name).per_round for phase in prepared.federation.phases_of(site, step)]
-            for step in range(prepared.config.federation.rounds)
+            for step in range(prepared.federation.total_steps)
         ]
         key = tuple(tuple(round_) for round_ in rounds)
         if key not in curves:
@@ -282,6 +324,20 @@ def _epsilon_by_step(prepared: Prepared) -> Callable[[int], float | None]:
         for step, value in enumerate(curves[key], start=1):
             largest[step] = max(largest[step], value)
     return lambda steps: largest[steps]
+
+
+def _count_noise(run: str) -> NoiseOf:
+    """How noisy a site's counts are, from its plan for the run."""
+
+    def deviation(federation: Federation, name: str) -> float:
+        plan = _plan_of(federation, federation.site(name), run)
+        if plan is None:
+            return 0.0
+        release = plan.phase(PHASE).release
+        assert isinstance(release, HistogramPlan)  # noqa: S101 - so for an evaluation
+        return release.deviation
+
+    return deviation
 
 
 def _drop_metrics_from(folder: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan
 from secure_fed.ledger import Reserve, read_ledger, spent
-from secure_fed.methods.base import GradientPhase, StatisticPhase
+from secure_fed.methods.base import GradientPhase, HistogramPhase
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.plan import GaussianPlan
 from secure_fed.server.evaluation import ALL_PRESENT, Scores
@@ -53,6 +53,7 @@ def summarise(
         "auroc_macro_missing": {name: s.auroc_macro for name, s in scores.items() if name != ALL_PRESENT},
         "auroc_per_label": final.per_label,
         "labels_left_out": list(final.left_out),
+        "evaluation": _evaluation(federation, plans, metrics),
         "holdout": {"records": len(holdout), "patients": len(set(holdout.unit_ids))},
         "epsilon": charged if private else {},
         "epsilon_max": max(charged.values()) if private else None,
@@ -60,12 +61,13 @@ def summarise(
         "delta": config.privacy.delta if private else None,
         "accountant": "pld",
         "privacy": config.privacy.mode,
-        "unit": "record",
+        "unit": config.privacy.unit,
+        "max_records_per_unit": config.privacy.max_records_per_unit,
         "relation": "add_or_remove_one",
         "rounds": config.federation.rounds,
         "rounds_burned": progress.burned,
         "rounds_skipped": progress.skipped,
-        "rounds_charged_again": _charged_again(ledgers),
+        "rounds_charged_again": _charged_again(ledgers, progress.run),
         "resumed": progress.resumed,
         "sites": len(federation.sites),
         "members": _members(federation, plans),
@@ -93,6 +95,9 @@ def warnings_of(
     """What weakens the guarantee or the result of this run; shown on top of every output."""
     config = federation.config
     warnings = [text for text in (_clipped_noise(federation, plan) for plan in plans.values()) if text][:1]
+    out = [site.name for site in federation.sites if site.name not in plans]
+    if out:
+        warnings.append(f"{', '.join(out)}: the owner's budget does not admit this run, which goes on without")
     if config.privacy.mode == "off":
         warnings.append("privacy=off: nothing protects the records; for comparison only")
     if config.insecure_reproducible:
@@ -151,11 +156,12 @@ def _clipped_noise(federation: Federation, plan: SitePlan | None) -> str | None:
     return None
 
 
-def _charged_again(ledgers: Mapping[str, Any]) -> int:
+def _charged_again(ledgers: Mapping[str, Any], run: str) -> int:
     """Steps of the schedule for which some site was charged more than once."""
     again: set[int] = set()
     for records in ledgers.values():
-        counts = Counter((r.body.phase, r.body.step) for r in records if isinstance(r.body, Reserve))
+        charges = [r.body for r in records if isinstance(r.body, Reserve) and r.body.run == run]
+        counts = Counter((body.phase, body.step) for body in charges)
         again |= {step for (_, step), count in counts.items() if count > 1}
     return len(again)
 
@@ -163,7 +169,7 @@ def _charged_again(ledgers: Mapping[str, Any]) -> int:
 def _members(federation: Federation, plans: Mapping[str, SitePlan | None]) -> dict[str, Any]:
     members: dict[str, Any] = {}
     for site in federation.sites:
-        plan = plans[site.name]
+        plan = plans.get(site.name)
         members[site.name] = {
             "owns": sorted(site.owned),
             "declared_n": site.declared_n,
@@ -179,9 +185,38 @@ def _components(federation: Federation, metrics: Sequence[Mapping[str, Any]]) ->
 
 
 def _statistics(federation: Federation, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Slices that are no component: sums from which the server solves one."""
-    phases = [phase for phase in federation.phases if isinstance(phase, StatisticPhase)]
-    return {phase.slice_name: _summed(federation, phase.slice_name, phase.size, metrics) for phase in phases}
+    """Slices that are no component: sums from which the server solves one, or scores the model."""
+    phases = [phase for phase in federation.phases if not isinstance(phase, GradientPhase)]
+    return {name: _summed(federation, name, phase.size, metrics) for phase in phases for name in phase.uploads()}
+
+
+def _evaluation(
+    federation: Federation, plans: Mapping[str, SitePlan | None], metrics: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """How the model was scored beside the public hold-out, and the last figures; nothing there with holdout alone."""
+    config = federation.config.evaluation
+    if config.name == "holdout":
+        return {"name": config.name}
+    done = [line for line in metrics if "evaluation" in line]
+    views = done[-1]["evaluation"] if done else {}
+    phase = next(phase for phase in federation.phases if isinstance(phase, HistogramPhase))
+    return {
+        "name": config.name,
+        "planned": phase.rounds,
+        "done": len(done),
+        "after_rounds": done[-1]["step"] if done else None,
+        "fraction": config.fraction,
+        "bins": config.bins,
+        "logit_range": config.logit_range,
+        # The counts themselves stay in metrics.jsonl.
+        "views": {view: {key: score[key] for key in score if key != "counts"} for view, score in views.items()},
+        "charged": {
+            site: {"noise_multiplier": planned.per_round.noise_multiplier, "bound": planned.sensitivity}
+            for site, plan in plans.items()
+            for planned in (plan.phases if plan else ())
+            if planned.phase.name == phase.name
+        },
+    }
 
 
 def _summed(federation: Federation, name: str, size: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

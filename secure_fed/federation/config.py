@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secure_fed.data.config import DataConfig
 from secure_fed.methods import AnyMethodConfig
@@ -29,7 +30,11 @@ class PartitionConfig(Section):
 
 
 class FederationConfig(Section):
-    """Who takes part, for how long, and how many of them may be corrupt."""
+    """Who takes part, for how long, and how many of them may be corrupt.
+
+    `homes` and `lifetime_epsilon` are for simulated sites: a folder of homes that outlive the run, and what their
+    owners allow over all runs.
+    """
 
     sites: int = Field(ge=1)
     rounds: int = Field(ge=1)
@@ -40,6 +45,8 @@ class FederationConfig(Section):
     min_contributors: int = Field(ge=2)
     dropout: float = Field(ge=0, lt=1)
     spare_rounds: int = Field(ge=0)
+    homes: Path | None
+    lifetime_epsilon: float | None = Field(gt=0, allow_inf_nan=False)
     compliance: bool
 
     @field_validator("ownership", mode="before")
@@ -55,13 +62,25 @@ class FederationConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Each site's guarantee: its (epsilon, delta) over the whole run, and the shape of DP-SGD."""
+    """Each site's guarantee: its (epsilon, delta) over the whole run, for a unit; and the shape of DP-SGD.
+
+    `max_noise_ratio`: a site whose home has little budget left may add up to so many times the noise that `epsilon`
+    needs; one that would have to add more stays out, as its noise would drown what the others learn.
+    """
 
     mode: Literal["dp", "off"]
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
-    max_grad_norm: float = Field(gt=0)
+    unit: Literal["record", "patient"]
+    max_records_per_patient: int = Field(ge=1)
+    max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
     sample_rate: float = Field(gt=0, le=1)
+    max_noise_ratio: float = Field(ge=1, allow_inf_nan=False)
+
+    @property
+    def max_records_per_unit(self) -> int:
+        """Most records of one unit that are used: 1 where the record is the unit."""
+        return self.max_records_per_patient if self.unit == "patient" else 1
 
 
 class SecAggConfig(Section):
@@ -84,6 +103,7 @@ class TrainingConfig(Section):
     optimizer: Literal["sgd", "adam"]
     momentum: float = Field(ge=0, lt=1)
     max_physical_batch: int = Field(ge=1)
+    back_end: Literal["hooks", "ghost"]
 
 
 class EngineConfig(Section):
@@ -94,10 +114,33 @@ class EngineConfig(Section):
     timeout_s: float = Field(gt=0, allow_inf_nan=False)
 
 
-class EvaluationConfig(Section):
-    """When the coordinator scores the model on its public hold-out."""
+class HoldoutEvaluation(Section):
+    """How often the coordinator scores the model on its public hold-out."""
 
+    name: Literal["holdout"]
     every: int = Field(ge=1)
+
+
+class FederatedEvaluation(Section):
+    """Beside that, scores of records that the sites hold out: noised counts, planned and charged.
+
+    fraction: of the patients, never trained on. bins: of one histogram, over logits in [-logit_range, logit_range].
+    views: what scores are computed from; all of them, or everything present only. noise: relative to the training
+    phases' noise multiplier. min_count: fewer positives or negatives, by their noised counts, and a label is left out.
+    """
+
+    name: Literal["federated"]
+    every: int = Field(ge=1)
+    evaluations: int = Field(ge=1)
+    fraction: float = Field(gt=0, lt=1)
+    views: Literal["all", "full"]
+    bins: int = Field(ge=2, le=256)
+    logit_range: float = Field(gt=0, le=100)
+    noise: float = Field(gt=0, allow_inf_nan=False)
+    min_count: int = Field(ge=1)
+
+
+EvaluationConfig = Annotated[HoldoutEvaluation | FederatedEvaluation, Field(discriminator="name")]
 
 
 class RunConfig(Section):
@@ -117,6 +160,21 @@ class RunConfig(Section):
     strategy: StrategyConfig
     engine: EngineConfig
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _back_end_serves_the_unit(self) -> RunConfig:
+        if self.privacy.unit == "patient" and self.training.back_end == "ghost":
+            raise ValueError(
+                "training.back_end=ghost with privacy.unit=patient: ghost norms are those of single records and cannot "
+                "be had for a patient's sum; give training.back_end=hooks"
+            )
+        if self.privacy.max_records_per_unit > self.training.max_physical_batch:
+            raise ValueError(
+                f"privacy.max_records_per_patient={self.privacy.max_records_per_patient} is more than "
+                f"training.max_physical_batch={self.training.max_physical_batch}, and a patient is never split over "
+                "physical batches; lower the first or raise the second"
+            )
+        return self
 
     @property
     def server_step(self) -> Literal["verified", "unverified"]:

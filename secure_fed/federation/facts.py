@@ -14,17 +14,21 @@ from secure_fed.data import schema_of
 from secure_fed.data.records import Schema
 from secure_fed.errors import ConfigError
 from secure_fed.federation.config import RunConfig
+from secure_fed.federation.evaluation import candidates, evaluation_phase, view_of
 from secure_fed.identity import canonical_json
 from secure_fed.methods import Method, build
-from secure_fed.methods.base import GradientPhase, Pair, Phase, component_modalities, owns
+from secure_fed.methods.base import GradientPhase, HistogramPhase, Pair, Phase, component_modalities, owns
 from secure_fed.models.multimodal import MultimodalModel, build_model
 from secure_fed.secagg import default_threshold
 from secure_fed.secagg.params import LARGEST_COMPLETE_ONLY, SMALLEST_COHORT
 
+_SPLIT = {"sites", "partition", "test_fraction"}
+"""What of a simulated federation decides which patients a site holds."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """A member of the roster: its modalities, and the number of records that it declares in public."""
+    """A member of the roster: its modalities, and the number of privacy units that it declares in public."""
 
     name: str
     owned: frozenset[str]
@@ -33,11 +37,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of the summed vector: its name, its number of values, and the sites that upload it."""
+    """A part of the summed vector: its name, its number of values, and the sites that upload it.
+
+    `counts`: whole numbers that are summed as they are; everything else is a weighted mean in fixed point.
+    """
 
     name: str
     size: int
     owners: frozenset[str]
+    counts: bool = False
 
 
 class Federation:
@@ -52,8 +60,9 @@ class Federation:
         self.method.check_model(config.model)
         owned = [site.owned for site in self.sites]
         self.pairs: tuple[Pair, ...] = self.method.pairs(self.schema, owned)
-        self.phases: tuple[Phase, ...] = self.method.phases(
-            self.schema, self.pairs, config.federation.rounds, config.model.feature_width
+        self.phases: tuple[Phase, ...] = (
+            *self.method.phases(self.schema, self.pairs, config.federation.rounds, config.model.feature_width),
+            *self._evaluation(),
         )
         self._check_cohort()
         self._check_delta()
@@ -118,7 +127,38 @@ class Federation:
 
     def phases_at(self, step: int) -> tuple[Phase, ...]:
         """Phases that run at a step of the schedule, in order."""
-        return tuple(phase for phase in self.phases if phase.start <= step < phase.stop)
+        return tuple(phase for phase in self.phases if phase.runs_at(step))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the schedule: the training rounds, and one more where the final model is evaluated at the sites."""
+        return self.config.federation.rounds + (self.config.evaluation.name == "federated")
+
+    def trains_at(self, step: int) -> bool:
+        """Whether a step can change the model."""
+        return any(not isinstance(phase, HistogramPhase) for phase in self.phases_at(step))
+
+    def _evaluation(self) -> tuple[Phase, ...]:
+        """The evaluation over the views that enough sites have records for; raises ConfigError where there is none."""
+        config = self.config.evaluation
+        if config.name != "federated":
+            return ()
+        rounds = self.config.federation.rounds
+        if config.evaluations > rounds:
+            raise ConfigError(
+                f"evaluation.evaluations={config.evaluations} in federation.rounds={rounds}: at most one for each round"
+            )
+        wanted = candidates(config, self.schema, [site.owned for site in self.sites])
+        masked = self.config.secagg.mode == "on"
+        floors = {name: self.floor(name) if masked else 1 for name in wanted}
+        slices = [name for name in wanted if len(self.owners(name)) >= floors[name]]
+        if not slices:
+            found = ", ".join(f"{view_of(name)} at {len(self.owners(name))} sites" for name in wanted)
+            raise ConfigError(
+                f"evaluation=federated with evaluation.views={config.views} finds {found}: a sum needs "
+                f"{self.default_floor} or more; give evaluation.views=all, more owners, or evaluation=holdout"
+            )
+        return (evaluation_phase(config, self.schema, self.method, slices, rounds),)
 
     def phases_of(self, site: Site, step: int | None = None) -> tuple[Phase, ...]:
         """Phases that a site takes part in, over the whole schedule or at one step."""
@@ -132,7 +172,7 @@ class Federation:
         for phase in self.phases_at(step):
             for name in phase.uploads():
                 size = sizes[name] if isinstance(phase, GradientPhase) else phase.size
-                slices.append(Slice(name, size, self.owners(name)))
+                slices.append(Slice(name, size, self.owners(name), isinstance(phase, HistogramPhase)))
         return tuple(slices)
 
     # -- model -----------------------------------------------------------------------------------------
@@ -148,9 +188,26 @@ class Federation:
 
     def digest(self) -> bytes:
         """SHA-256 of all that decides the run; where it is written and how it is computed are left out."""
-        aside: dict[str, bool | set[str]] = {"run_dir": True, "engine": True, "secagg": {"threads"}}
+        aside: dict[str, bool | set[str]] = {
+            "run_dir": True,
+            "engine": True,
+            "secagg": {"threads"},
+            "federation": {"homes", "lifetime_epsilon"},
+        }
         public = self.config.model_dump(mode="json", exclude=aside)
         return hashlib.sha256(canonical_json(public)).digest()
+
+    def plan_hash(self) -> str:
+        """SHA-256, hex, of all that decides what each site would release: what an owner approves beforehand."""
+        members = {site.name: {"owns": sorted(site.owned), "declared_n": site.declared_n} for site in self.sites}
+        plan = {"configuration": self.digest().hex(), "members": members}
+        return hashlib.sha256(canonical_json(plan)).hexdigest()
+
+    @property
+    def data_set(self) -> str:
+        """Whose records these are: the same name wherever a site would hold the same patients."""
+        public = self.config.model_dump(mode="json", include={"data": True, "seed": True, "federation": _SPLIT})
+        return f"{self.config.data.name}-{hashlib.sha256(canonical_json(public)).hexdigest()[:16]}"
 
     # -- checks ----------------------------------------------------------------------------------------
 

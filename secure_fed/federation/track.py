@@ -102,7 +102,7 @@ def contributors_of(federation: Federation, at_step: int, survivors: Iterable[st
 def means_of(
     federation: Federation, at_step: int, survivors: Iterable[str], sums: Mapping[str, Array]
 ) -> dict[str, Vector]:
-    """Slice -> weighted mean update, float32 [size], from its opened sum (int32 [size]).
+    """Slice -> weighted mean update, float32 [size], from its opened sum (int32 [size]); counts have none.
 
     Raises:
         SecAggError: bad_sums unless exactly the slices above their floor are there, in their sizes.
@@ -111,7 +111,14 @@ def means_of(
     sizes = {piece.name: piece.size for piece in federation.slices_at(at_step) if piece.name in contributors}
     if {name: total.shape for name, total in sums.items()} != {name: (size,) for name, size in sizes.items()}:
         raise SecAggError("bad_sums", "the opened slices are not those that the survivors' floors allow")
-    return {name: _mean(federation, sums[name], contributors[name]) for name in sorted(sums)}
+    averaged = {piece.name for piece in federation.slices_at(at_step) if not piece.counts}
+    return {name: _mean(federation, sums[name], contributors[name]) for name in sorted(averaged & set(sums))}
+
+
+def counts_of(federation: Federation, at_step: int, sums: Mapping[str, Array]) -> dict[str, Array]:
+    """Slice -> the sum of its contributors' counts, int64 [size], exactly as it was opened."""
+    counted = [piece.name for piece in federation.slices_at(at_step) if piece.counts]
+    return {name: sums[name].astype(np.int64) for name in counted if name in sums}
 
 
 def _mean(federation: Federation, total: Array, contributors: tuple[str, ...]) -> Vector:

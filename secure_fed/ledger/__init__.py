@@ -3,10 +3,14 @@
 Neither torch nor flwr is imported in here.
 """
 
+from secure_fed.ledger.anchor import Anchor, make_anchor
+from secure_fed.ledger.anchoring import WITNESS, read_anchors
+from secure_fed.ledger.budget import Standing, standing
 from secure_fed.ledger.chain import Rotation, read_ledger, rotations, signing_keys, spent
 from secure_fed.ledger.ledger import Ledger
 from secure_fed.ledger.record import (
     Body,
+    Close,
     Genesis,
     Note,
     Off,
@@ -22,7 +26,10 @@ from secure_fed.ledger.verdict import Row, Verdict, render
 from secure_fed.ledger.verify import verify
 
 __all__ = [
+    "WITNESS",
+    "Anchor",
     "Body",
+    "Close",
     "Genesis",
     "Ledger",
     "Note",
@@ -36,11 +43,15 @@ __all__ = [
     "Rotation",
     "Row",
     "Settle",
+    "Standing",
     "Verdict",
+    "make_anchor",
+    "read_anchors",
     "read_ledger",
     "render",
     "rotations",
     "signing_keys",
     "spent",
+    "standing",
     "verify",
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from secure_fed.accounting import Mechanism, merge
 from secure_fed.errors import LedgerError
 from secure_fed.identity import fingerprint
+from secure_fed.ledger.prefixes import Prefix, VerifiedPrefixes
 from secure_fed.ledger.record import (
     NO_PREVIOUS,
     TIME_FORMAT,
@@ -25,6 +26,8 @@ from secure_fed.ledger.record import (
     proves_possession,
     signed_by,
 )
+
+_VERIFIED = VerifiedPrefixes()
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,25 @@ def read_chain(path: Path) -> Chain:
     """Read and check a ledger, up to the first wrong record.
 
     Signatures are checked against the key that the genesis record names and then against those that rekey records
-    hand over to; whose keys these are, a roster says.
-    Raises LedgerError only where the file cannot be read.
+    hand over to; whose keys these are, a roster says. What this process has verified before and finds unchanged,
+    byte for byte, is not verified again: a run that opens its ledger every round would take time with the square
+    of its length. Raises LedgerError only where the file cannot be read.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise LedgerError(f"The ledger {path} cannot be read: {error.strerror}.") from error
-    *lines, tail = data.split(b"\n")
-    records: list[Record] = []
-    keys: list[str] = []
-    whole = 0
+    known = _VERIFIED.of(path, data)
+    records, keys = list(known.records), list(known.keys)
+    chain = _continue(records, keys, data, known.length)
+    if len(records) > len(known.records) and not chain.unended:
+        _VERIFIED.keep(path, data, Prefix(chain.whole_bytes, chain.records, tuple(keys)))
+    return chain
+
+
+def _continue(records: list[Record], keys: list[str], data: bytes, whole: int) -> Chain:
+    """Check the lines behind the first `whole` bytes, which hold `records`; both lists grow."""
+    *lines, tail = data[whole:].split(b"\n")
     for line in lines:
         problem = _append_checked(records, keys, line)
         if problem:

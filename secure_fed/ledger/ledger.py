@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 
 from secure_fed.accounting import Mechanism
-from secure_fed.errors import LedgerError
+from secure_fed.errors import ConfigError, LedgerError
 from secure_fed.files import sync_folder
 from secure_fed.identity import SigningKey, fingerprint
 from secure_fed.ledger.chain import read_chain, signing_keys, spent
+from secure_fed.ledger.free_text import telltale
 from secure_fed.ledger.record import (
     NO_PREVIOUS,
     TIME_FORMAT,
@@ -110,10 +111,17 @@ class Ledger:
         """Sign, write and sync one record; when this returns it survives a power cut.
 
         Raises LedgerError where the disk refuses it (nothing is added, nothing may be released on it), where
-        the ledger is closed, where the clock went backwards, or for a change of the key, which `rekey` writes.
+        the ledger is closed, where the clock went backwards, or for a change of the key, which `rekey` writes;
+        ConfigError for a note that names a path or this machine.
         """
         if isinstance(body, Rekey):
             raise LedgerError(f"The ledger {self._path}: only `rekey` changes its key; it holds the new one.")
+        found = telltale(body.text) if isinstance(body, Note) else None
+        if found is not None:
+            raise ConfigError(
+                f"The note holds {found}, and auditors outside will read it: a record is never changed afterwards. "
+                "Say it without; nothing was written."
+            )
         with self._guard:
             return self._append(body)
 
@@ -212,7 +220,7 @@ class Ledger:
             os.ftruncate(self._file(), chain.whole_bytes)
             digest = hashlib.sha256(chain.torn).hexdigest()
             text = f"a crash left {len(chain.torn)} bytes of an unfinished record, SHA-256 {digest}"
-            self.append(Note(code="torn_line_removed", text=text))
+            self._append(Note(code="torn_line_removed", text=text))
 
     def _file(self) -> int:
         if self._handle is None:

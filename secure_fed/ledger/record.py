@@ -17,10 +17,12 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
 from secure_fed.accounting import Mechanism, Relation
+from secure_fed.accounting.mechanisms import KINDS
 from secure_fed.errors import AccountingError, ConfigError, LedgerError
 from secure_fed.identity import (
     KeyHex,
@@ -36,6 +38,8 @@ SCHEMA = "secure_fed.ledger/1"
 DOMAIN = "ledger/1"
 REKEY_DOMAIN = "rekey/1"
 NO_PREVIOUS = "0" * 64
+RNG_CLASSES = ("os_urandom_aes256ctr", "insecure_reproducible")
+"""What the noise and the samples may come from; the second protects nothing."""
 _FIELDS = frozenset(("schema", "seq", "time", "site", "kind", "body", "prev", "hash", "signature"))
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
@@ -47,7 +51,27 @@ def _mechanism(value: object) -> Mechanism:
         raise ValueError(str(error)) from error
 
 
-MechanismField = Annotated[Mechanism, PlainValidator(_mechanism), PlainSerializer(Mechanism.to_json)]
+_MECHANISM_SCHEMA = {
+    "type": "object",
+    "title": "Mechanism",
+    "properties": {
+        "kind": {"enum": list(KINDS)},
+        "noise_multiplier": {"type": "number", "minimum": 0},
+        "sample_rate": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "steps": {"type": "integer", "minimum": 1},
+        "batch_cap": {"type": "integer", "minimum": 1},
+        "population": {"type": "integer", "minimum": 1},
+        "component_noise": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 1},
+    },
+    "required": ["kind", "noise_multiplier", "sample_rate", "steps"],
+    "additionalProperties": False,
+}
+MechanismField = Annotated[
+    Mechanism,
+    PlainValidator(_mechanism),
+    PlainSerializer(Mechanism.to_json),
+    WithJsonSchema(_MECHANISM_SCHEMA),  # pydantic cannot look into a validator
+]
 Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -71,15 +95,20 @@ class Genesis(Body):
     relation: Relation
     delta: Annotated[float, Field(gt=0, lt=1)]
     epsilon_limit: Positive | None  # None: the owner set no limit (a comparison without privacy)
-    declared_n: Annotated[int, Field(ge=1)]
+    filter_order: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None  # Renyi order of the filter over runs
+    declared_n: Annotated[int, Field(ge=1)]  # units, not records
+    max_records_per_unit: Annotated[int, Field(ge=1)]
+    data_set: Name  # whose records these are: a home belongs to one data set
     lifetime_claim: bool  # whether every use of these data is on this ledger
 
     @model_validator(mode="after")
-    def _delta_is_below_one_record(self) -> Genesis:
+    def _guarantee_means_something(self) -> Genesis:
         if self.delta >= 1 / self.declared_n:
-            raise ValueError(
-                f"delta={self.delta!r} >= 1/{self.declared_n}: publishing one whole record would satisfy it"
-            )
+            raise ValueError(f"delta={self.delta!r} >= 1/{self.declared_n}: publishing one whole unit would satisfy it")
+        if (self.epsilon_limit is None) != (self.filter_order is None):
+            raise ValueError("epsilon_limit and filter_order are either both given or both null")
+        if self.unit == "record" and self.max_records_per_unit != 1:
+            raise ValueError(f"max_records_per_unit={self.max_records_per_unit} with unit='record': that is 1")
         return self
 
 
@@ -103,13 +132,15 @@ class Plan(Body):
     """Everything that a run may release at this site, fixed beforehand: what PLD composition needs."""
 
     run: Name
+    plan_hash: Hash  # of the run's public facts: what an owner approves
     method: Name
     phases: Annotated[tuple[PlannedPhase, ...], Field(min_length=1)]
-    epsilon: Positive | None  # the most that all phases together cost; None without privacy
+    epsilon: Positive | None  # PLD, the most that all phases together cost; None without privacy
+    filter_epsilon: Positive | None  # what was held against the limit: Standing.admission; None without a limit
     delta: Annotated[float, Field(gt=0, lt=1)]
     accountant: Literal["pld"]
     versions: dict[Name, Name]
-    rng: Literal["os", "insecure_reproducible"]
+    rng: Name  # the class of the noise source: RNG_CLASSES
 
 
 class Reserve(Body):
@@ -121,15 +152,18 @@ class Reserve(Body):
     attempt: Counter
     phase: Name
     mechanism: MechanismField  # of this one round
-    max_grad_norm: Positive
-    sampler: Literal["poisson", "none"]
+    max_grad_norm: Positive  # the L2 norm that one unit's contribution is clipped to
+    sampler: Literal["poisson", "truncated_poisson", "none"]
     expected_batch: Positive  # sample_rate * declared_n
+    physical_batch: Annotated[int, Field(ge=1)]  # most records whose gradients are held at one time; splits, never caps
     unit: Unit
+    max_records_per_unit: Annotated[int, Field(ge=1)]
     declared_n: Annotated[int, Field(ge=1)]
     relation: Relation
     components: Components
     model_hash: Hash
-    artefact: Literal["update", "statistic"]
+    rng: Name
+    artefact: Literal["update", "statistic", "evaluation"]
 
 
 class Settle(Body):
@@ -149,6 +183,13 @@ class Off(Body):
     step: Counter
     round: Counter
     phase: Name
+
+
+class Close(Body):
+    """A run charges nothing any more: what it planned and did not charge is free for other runs."""
+
+    run: Name
+    reason: Literal["finished", "operator"]
 
 
 class Refusal(Body):
@@ -179,6 +220,7 @@ BODIES: dict[str, type[Body]] = {
     "reserve": Reserve,
     "settle": Settle,
     "off": Off,
+    "close": Close,
     "refusal": Refusal,
     "note": Note,
     "rekey": Rekey,

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secure_fed.accounting import epsilon
+from secure_fed.accounting import Mechanism
 from secure_fed.errors import ConfigError, LedgerError
 from secure_fed.identity import Roster, fingerprint
-from secure_fed.ledger.chain import Chain, read_chain, rotations, signing_keys, spent
-from secure_fed.ledger.checks import (
-    Contradictions,
-    agrees,
-    beyond_limit,
-    exceeds,
-    total_epsilon,
-    weaknesses,
-)
-from secure_fed.ledger.record import Genesis, Off, Plan, Record, Reserve
+from secure_fed.ledger.anchoring import Anchors, check_anchors, read_anchors
+from secure_fed.ledger.chain import Chain, read_chain, rotations, signing_keys
+from secure_fed.ledger.checks import agrees
+from secure_fed.ledger.recompute import CrossCheck, recompute
+from secure_fed.ledger.record import Plan, Record
 from secure_fed.ledger.verdict import Row, Verdict
 
 LEDGER = "ledger.jsonl"
@@ -34,20 +29,38 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class _Examined:
-    """A ledger that was read, and what came of it."""
+    """A ledger that was read, and what came of it. `problems` begin with the row's own."""
 
     row: Row
     chain: Chain
+    problems: tuple[str, ...] = ()
 
 
-def verify(paths: Sequence[Path], roster: Path | None = None) -> Verdict:
+@dataclass(frozen=True)
+class _Given:
+    """What an auditor holds against the ledgers."""
+
+    roster: Roster | None
+    anchors: Anchors
+    cross_check: CrossCheck | None
+
+
+def verify(
+    paths: Sequence[Path],
+    roster: Path | None = None,
+    *,
+    anchors: Sequence[Path] = (),
+    cross_check: Callable[[Sequence[Mechanism], float], float | None] | None = None,
+) -> Verdict:
     """Check and recompute every ledger under `paths`: run folders, site homes or ledger files.
 
     Keys are compared with `roster` where given, else with the run's own roster, else with nothing but what the
-    ledger itself says; `Verdict.roster` says which. Raises ConfigError where a path holds no
-    ledger or the given roster cannot be read.
+    ledger itself says; `Verdict.roster` says which. `anchors`: files of anchors, homes or run folders whose sites
+    kept some. `cross_check`: an accountant of another make, mechanisms and delta to epsilon, None outside the
+    range where it is sound. Raises ConfigError where a path holds no ledger or no anchors or the given roster
+    cannot be read.
     """
-    given = Roster.load(roster) if roster is not None else None
+    given = _Given(Roster.load(roster) if roster is not None else None, read_anchors(anchors), cross_check)
     examined: list[_Examined] = []
     problems: list[str] = []
     own_roster = False
@@ -56,21 +69,22 @@ def verify(paths: Sequence[Path], roster: Path | None = None) -> Verdict:
             own_roster = own_roster or (path / ROSTER).is_file()
             found, wrong = _verify_run(path, given)
         else:
-            ledger = _ledger_file(path)
+            ledger = ledger_file(path)
             found, wrong = [_examine(ledger, ledger.parent.name, given)], []
         examined += found
-        problems += [f"{e.row.site}: {e.row.problem}" for e in found if e.row.problem] + wrong
+        problems += [f"{e.row.site}: {problem}" for e in found for problem in e.problems] + wrong
     problems += _forks(examined)
-    if given is not None:
+    if given.roster is not None:
         trusted = "given from outside"
     elif own_roster:
         trusted = "the run's own, not given from outside"
     else:
         trusted = "none: signatures were checked against the key that each ledger names itself"
-    return Verdict(tuple(e.row for e in examined), tuple(problems), trusted)
+    return Verdict(tuple(e.row for e in examined), tuple(problems), trusted, given.anchors.remarks)
 
 
-def _ledger_file(path: Path) -> Path:
+def ledger_file(path: Path) -> Path:
+    """The ledger of a site's home, or the file itself; ConfigError where there is none."""
     ledger = path / LEDGER if path.is_dir() else path
     if not ledger.is_file():
         raise ConfigError(
@@ -79,9 +93,9 @@ def _ledger_file(path: Path) -> Path:
     return ledger
 
 
-def _verify_run(folder: Path, given: Roster | None) -> tuple[list[_Examined], list[str]]:
+def _verify_run(folder: Path, given: _Given) -> tuple[list[_Examined], list[str]]:
     problems: list[str] = []
-    roster = given
+    roster = given.roster
     if roster is None:
         try:
             roster = Roster.load(folder / ROSTER)
@@ -93,30 +107,45 @@ def _verify_run(folder: Path, given: Roster | None) -> tuple[list[_Examined], li
     for name in sorted({*homes, *members}):
         ledger = folder / "sites" / name / LEDGER
         if ledger.is_file():
-            examined.append(_examine(ledger, name, roster, site=name))
+            examined.append(_examine(ledger, name, replace(given, roster=roster), site=name))
         else:
             problems.append(f"{name}: belongs to the run, but its {LEDGER} is missing")
     return examined, problems + _against_summary(folder, examined)
 
 
-def _examine(path: Path, folder: str, roster: Roster | None, *, site: str | None = None) -> _Examined:
+def _examine(path: Path, folder: str, given: _Given, *, site: str | None = None) -> _Examined:
     """Read one ledger; `site` is whose it must be, `folder` what it is called where no record can say."""
     try:
         chain = read_chain(path)
     except LedgerError as error:  # its text names the path, which a verdict does not carry
         reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else "unreadable"
-        unread = f"record 0 cannot be read: {reason}"
-        return _Examined(Row(folder, 0, problem=unread), Chain((), unread, 0))
+        return _untrusted(Row(folder, 0), Chain((), None, 0), f"record 0 cannot be read: {reason}")
     records = chain.records
     row = Row(site or (records[0].site if records else folder), len(records), rotations=rotations(records))
     if not records:
-        found = f"record 0 {chain.problem or 'is missing: the ledger holds no whole record'}"
-        return _Examined(replace(row, problem=found), chain)
+        return _untrusted(row, chain, f"record 0 {chain.problem or 'is missing: the ledger holds no whole record'}")
     broken = f"record {len(records)} {chain.problem}" if chain.problem is not None else None
-    problem = _stranger(records[0], roster, site) or broken or _against_roster(chain, roster)
+    problem = _stranger(records[0], given.roster, site) or broken
     if problem is not None:
-        return _Examined(replace(row, problem=problem), chain)
-    return _Examined(_recompute(row.site, chain, chain.genesis), chain)
+        return _untrusted(row, chain, problem)
+    trusted = {*signing_keys(records), *_named(records[0], given.roster)}
+    anchoring = check_anchors(records, given.anchors.kept, trusted)
+    row = replace(row, anchored=anchoring.records, flags=anchoring.remarks)
+    problem = _against_roster(chain, given.roster)
+    if problem is not None:
+        return _untrusted(row, chain, problem, *anchoring.problems)
+    row = recompute(row, chain, given.cross_check)
+    problems = (*([row.problem] if row.problem else []), *anchoring.problems)
+    return _Examined(replace(row, problem=next(iter(problems), None)), chain, problems)
+
+
+def _untrusted(row: Row, chain: Chain, *problems: str) -> _Examined:
+    return _Examined(replace(row, problem=problems[0]), chain, problems)
+
+
+def _named(first: Record, roster: Roster | None) -> tuple[str, ...]:
+    """The key that the roster gives the site: it counts also where the ledger's end, and its last key, is gone."""
+    return () if roster is None else (roster.known[first.site].public_key,)
 
 
 def _stranger(first: Record, roster: Roster | None, site: str | None) -> str | None:
@@ -153,33 +182,6 @@ def _against_roster(chain: Chain, roster: Roster | None) -> str | None:
 
 def _finger(key: str) -> str:
     return fingerprint(bytes.fromhex(key))
-
-
-def _recompute(name: str, chain: Chain, genesis: Genesis) -> Row:
-    records = chain.records
-    problem = Contradictions(genesis).find(records) or beyond_limit(records, genesis)
-    total = total_epsilon(records, genesis)
-    bound = math.inf
-    if total != math.inf:
-        bound = epsilon(spent(records), genesis.delta, accountant="rdp", relation=genesis.relation)
-    # RDP is an upper bound by other means: a figure above it is an accountant's fault, whichever.
-    if problem is None and exceeds(total, bound * 1.001 + 1e-3):
-        problem = f"record {records[-1].seq} ends at a PLD epsilon of {total:.6g}, above the RDP bound {bound:.6g}"
-    runs = sorted({b.run for r in records if isinstance(b := r.body, Plan)})
-    return Row(
-        site=name,
-        records=len(records),
-        rounds=len({(b.run, b.round) for r in records if isinstance(b := r.body, Reserve | Off)}),
-        epsilon=total,
-        rdp_epsilon=bound,
-        delta=genesis.delta,
-        unit=genesis.unit,
-        relation=genesis.relation,
-        epsilon_by_run={run: total_epsilon(records, genesis, run) for run in runs},
-        flags=weaknesses(records, genesis, bool(chain.torn)),
-        rotations=rotations(records),
-        problem=problem,
-    )
 
 
 def _against_summary(folder: Path, examined: Sequence[_Examined]) -> list[str]:

@@ -52,6 +52,10 @@ class GradientPhase:
         """How many rounds of the schedule run this phase."""
         return self.stop - self.start
 
+    def runs_at(self, step: int) -> bool:
+        """Whether it runs at a step of the schedule."""
+        return self.start <= step < self.stop
+
     def uploads(self) -> tuple[str, ...]:
         """Names of the slices that a site uploads for this phase."""
         return self.components
@@ -80,6 +84,10 @@ class StatisticPhase:
         """How many rounds of the schedule run this phase."""
         return self.stop - self.start
 
+    def runs_at(self, step: int) -> bool:
+        """Whether it runs at a step of the schedule."""
+        return self.start <= step < self.stop
+
     @property
     def slice_name(self) -> str:
         """The statistic's own slice in the vector; the solved component itself is never uploaded."""
@@ -90,7 +98,41 @@ class StatisticPhase:
         return (self.slice_name,)
 
 
-Phase = GradientPhase | StatisticPhase
+@dataclass(frozen=True)
+class HistogramPhase:
+    """Release bounded, noised counts over a site's held-out records; nothing is trained or solved from them.
+
+    `cells` gives, for one of `slices`, the cells that each record touches: int64 [B, groups], at most one of `width`
+    in each group, -1 where it touches none. It sees the model that the round began from, at each step in `at`.
+    """
+
+    name: str
+    slices: tuple[str, ...]
+    cells: Callable[[MultimodalModel, str, Batch], Tensor]
+    groups: int
+    width: int
+    at: tuple[int, ...]
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of the schedule run this phase."""
+        return len(self.at)
+
+    @property
+    def size(self) -> int:
+        """Counts in one slice."""
+        return self.groups * self.width
+
+    def runs_at(self, step: int) -> bool:
+        """Whether it runs at a step of the schedule."""
+        return step in self.at
+
+    def uploads(self) -> tuple[str, ...]:
+        """Names of the slices; a site uploads those that it owns."""
+        return self.slices
+
+
+Phase = GradientPhase | StatisticPhase | HistogramPhase
 
 
 @dataclass(frozen=True)
@@ -180,12 +222,15 @@ def masked_bce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
 def component_modalities(component: str) -> frozenset[str]:
     """The modalities that a site must own to contribute to a component or statistic.
 
-    `encoder.image` needs image, `translator.image_to_text` and `statistic.image_to_text` need both, `fusion`
-    needs none. Modality names never contain `_to_` (the schema refuses them), so the name is unambiguous.
+    `encoder.image` needs image, `translator.image_to_text`, `statistic.image_to_text` and `evaluation.image+text` need
+    both, `fusion` needs none. Modality names contain neither `_to_` nor `+` (the schema refuses them), so the name is
+    unambiguous.
     """
     kind, _, rest = component.partition(".")
     if not rest:
         return frozenset()
+    if kind == "evaluation":
+        return frozenset(rest.split("+"))
     return frozenset(rest.split("_to_")) if kind in {"translator", "statistic"} else frozenset({rest})
 
 

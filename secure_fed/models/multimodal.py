@@ -30,6 +30,7 @@ from secure_fed.models.digest import parameters_digest
 from secure_fed.models.encoders import Encoder, NgramEncoder, TabularEncoder
 from secure_fed.models.filterbank import FilterbankEncoder
 from secure_fed.models.translators import Translator, build_translator
+from secure_fed.models.units import Unit
 
 FUSION = "fusion"
 
@@ -107,11 +108,10 @@ class MultimodalModel(nn.Module):
         """The `parameters_digest` of all components, 32 bytes."""
         return parameters_digest({name: self.get_component(name) for name in self._components})
 
-    def prepare(self, records: Records) -> Batch:
-        """All records as tensors, through each encoder's public, parameter-free `prepare`."""
-        return Batch.from_records(
-            records, {name: self._encoder(name).prepare(records.values[name]) for name in self.schema.names}
-        )
+    def prepare(self, records: Records, unit: Unit = "record") -> Batch:
+        """All records as tensors, through each encoder's public, parameter-free `prepare`; grouped by `unit`."""
+        inputs = {name: self._encoder(name).prepare(records.values[name]) for name in self.schema.names}
+        return Batch.from_records(records, inputs, unit)
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Every modality -> feature [B, F]; rows of absent modalities are zero."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NoReturn
 
 import numpy as np
@@ -24,7 +24,9 @@ from secure_fed.errors import PrivacyError
 
 _KEY_BYTES = 32
 _UNIT = 2.0**-53
-_BLOCK = 4096  # normals made at a time: even, and small enough for a processor's second cache
+_BLOCK = 8192  # normals made at a time: even, and small enough for a processor's second cache
+_GRID_BITS = 16  # a released value is a multiple of this many bits below the noise's deviation
+_ONE = np.uint64(0x3FF0000000000000)  # the bits of 1.0: with 52 bits of fraction behind them, a float64 in [1, 2)
 
 
 class NoiseSource(ABC):
@@ -50,17 +52,28 @@ class NoiseSource(ABC):
     def normal(self, shape: Sequence[int], std: float, dtype: torch.dtype = torch.float32) -> Tensor:
         """Independent N(0, std^2) of `shape`, computed in float64, returned as `dtype`.
 
-        Each value is (g1 + g2 + g3 + g4) / 2 of four independent Box-Muller normals: the set of reachable
-        floating-point values is then too dense to reveal the true value from a noised one. The attack is
-        Mironov (CCS 2012, for Laplace) and Jin et al. (arXiv 2112.05307, for Gaussians); the answer is
-        Holohan and Braghin, "Secure Random Sampling in Differential Privacy" (arXiv 2107.10138), section 5.1.
+        Each value is (g1 + g2 + g3 + g4) / 2 of four independent Box-Muller normals, so that no search over the
+        sampler's uniforms finds out which values it can reach: Holohan and Braghin, "Secure Random Sampling in
+        Differential Privacy" (arXiv 2107.10138), section 5.1. What protects a record is drawn by `noised`.
         """
         if not (math.isfinite(std) and std >= 0):
             raise PrivacyError(f"Expected std={std} to be finite and >= 0")
         count = math.prod(shape)
-        blocks = [self._standard_normals(min(_BLOCK, count + 1 - start)) for start in range(0, count, _BLOCK)]
-        values = torch.cat(blocks)[:count] if blocks else torch.zeros(0, dtype=torch.float64)
-        return values.mul_(std).reshape(tuple(shape)).to(dtype)
+        values = np.empty(count + count % 2)
+        for start in range(0, count, _BLOCK):
+            self._fill_with_normals(values[start : start + _BLOCK])
+        values *= std
+        return torch.from_numpy(values[:count]).reshape(tuple(shape)).to(dtype)
+
+    def noised(self, total: Tensor, std: float) -> Tensor:
+        """`total` + N(0, std^2), float64 of its shape, rounded to multiples of `grid(std)`.
+
+        The grid is public and the same whatever `total` is, and each of its cells holds about 2^36 values that
+        the float64 sum can take: no released value is impossible for one data set and possible for another. It
+        is the answer to Mironov (CCS 2012) and Jin et al. (arXiv 2112.05307); docs/sharp_edges.md has its limits.
+        """
+        step = grid(std)
+        return self.normal(total.shape, std, dtype=torch.float64).add_(total).div_(step).round_().mul_(step)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """`count` independent uniforms in [0, 1), multiples of 2^-53."""
@@ -80,17 +93,59 @@ class NoiseSource(ABC):
     def _words(self, count: int) -> npt.NDArray[np.uint64]:
         return np.frombuffer(self._stream().update(bytes(8 * count)), dtype="<u8")
 
-    def _standard_normals(self, count: int) -> Tensor:
-        """Box-Muller (1958), four pairs of uniforms for every two normals; float64 [count], count even."""
-        half = count // 2
-        # (k + 1/2) 2^-53 lies in (0, 1]: the logarithm is finite, and each term reaches 8.6 deviations.
-        uniforms = torch.from_numpy((self._words(8 * half) >> np.uint64(11)).astype(np.float64)).add_(0.5)
-        radius, angle = uniforms.mul_(_UNIT).reshape(2, 4, half)
-        radius = radius.log_().mul_(-2.0).sqrt_()
-        angle = angle.mul_(2.0 * math.pi)
-        cosines = (torch.cos(angle) * radius).sum(dim=0)
-        sines = (torch.sin(angle) * radius).sum(dim=0)
-        return torch.cat([cosines, sines]).mul_(0.5)
+    def _fill_with_normals(self, values: npt.NDArray[np.float64]) -> None:
+        """Box-Muller (1958), four pairs of uniforms for every two normals; `values` [an even number]."""
+        half = len(values) // 2
+        bits = self._words(8 * half) >> np.uint64(12)
+        # (2k + 1) 2^-53 with k of 52 bits: the logarithm is finite, and each term reaches 8.5 deviations.
+        uniforms = np.bitwise_or(bits, _ONE, out=bits).view(np.float64)
+        uniforms -= 1.0 - _UNIT
+        radius, angle = uniforms.reshape(2, 4, half)
+        np.sqrt(np.multiply(np.log(radius, out=radius), -0.5, out=radius), out=radius)  # halved: 0.5 * sqrt(-2 log)
+        angle *= 2.0 * math.pi
+        turned = torch.from_numpy(angle)  # torch's sine and cosine take half the time of numpy's
+        for part, wave in ((values[:half], torch.cos(turned).numpy()), (values[half:], torch.sin(turned).numpy())):
+            np.add.reduce(np.multiply(wave, radius, out=wave), axis=0, out=part)
+
+
+def grid(std: float) -> float:
+    """The step of released values under noise of deviation `std`: the power of two at 2^-16 of it, rounded down.
+
+    Rounding comes after the noise, so it costs no privacy; its error is below 1e-5 of the deviation.
+    Raises PrivacyError where `std` is not finite and positive.
+    """
+    if not (math.isfinite(std) and std > 0):
+        raise PrivacyError(f"Expected std={std} to be finite and > 0")
+    return math.ldexp(1.0, math.frexp(std)[1] - 1 - _GRID_BITS)
+
+
+def refuse_shared_streams(streams: Mapping[str, NoiseSource]) -> None:
+    """Raise PrivacyError where two of `streams` are one, or draw the same noise.
+
+    Equal noise at two sites, or in two rounds, cancels in the difference of what they release. Draws two normals
+    of each stream; the global generators of torch and numpy are put back after each, so that streams which draw
+    from those are found out.
+    """
+    names: dict[tuple[float, ...], str] = {}
+    objects: dict[int, str] = {}
+    for name, stream in streams.items():
+        twin = objects.setdefault(id(stream), name)
+        if twin == name:
+            twin = names.setdefault(_drawn_from_one_state(stream), name)
+        if twin != name:
+            raise PrivacyError(
+                f"the noise of {twin!r} and of {name!r} is the same stream: it would cancel in their difference; "
+                "give each its own OsNoise(), and seed none of them"
+            )
+
+
+def _drawn_from_one_state(stream: NoiseSource) -> tuple[float, ...]:
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return tuple(stream.normal((2,), 1.0, dtype=torch.float64).tolist())
+    finally:
+        np.random.set_state(state)
 
 
 class OsNoise(NoiseSource):
@@ -102,7 +157,7 @@ class OsNoise(NoiseSource):
         self._rekey()
 
     def _rekey(self) -> None:
-        self._process = os.getpid()
+        self._process = _process()
         self._keystream = _keystream(os.urandom(_KEY_BYTES))
 
     def derive(self, label: str) -> OsNoise:
@@ -111,9 +166,27 @@ class OsNoise(NoiseSource):
         return OsNoise()
 
     def _stream(self) -> CipherContext:
-        if os.getpid() != self._process:
+        if _process() != self._process:
             self._rekey()
         return self._keystream
+
+
+class _Forks:
+    """How many forks lie between this process and the one that imported the module."""
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+os.register_at_fork(after_in_child=_Forks.add)
+
+
+def _process() -> tuple[int, int]:
+    # The number alone could come again in a grandchild, the count alone misses forks that Python does not see.
+    return os.getpid(), _Forks.count
 
 
 class ReproducibleNoise(NoiseSource):

@@ -5,135 +5,225 @@ A refusal on private records would itself be an answer about them, so the check 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from secure_fed.data.records import ModalitySpec, Records, Schema, ValueArray
-from secure_fed.data.vocabulary import vocabulary
 from secure_fed.errors import PrivacyError
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
-from secure_fed.privacy.dpsgd import clipped_gradient_sum
-from secure_fed.privacy.record_gradients import Loss, flat, only_trained, record_gradients
+from secure_fed.privacy.dpsgd import clipped_gradient_sum, dp_sgd
+from secure_fed.privacy.made_up import made_up_batch, with_non_finite, with_outliers
+from secure_fed.privacy.noise import NoiseSource, refuse_shared_streams
+from secure_fed.privacy.plan import BackEnd, GaussianPlan, StatisticPlan, TrainingOptions
+from secure_fed.privacy.record_gradients import Loss, flat, only_trained, refuse_unsupported_layers
+from secure_fed.privacy.sensitivity import Construction, refuse_unsound
+from secure_fed.privacy.statistics import clipped_sum, noisy_sum
 
-# float32 sums of a few clipped gradients: the sensitivity may exceed the bound by rounding, never by more.
-TOLERANCE = 1e-5
+_UNITS = 5
+_SEED = 2012
 _AGREEMENT = 1e-3
 
+StatisticMap = Callable[[MultimodalModel, Batch], Tensor]
+"""(model, batch of B records) -> [B, P], a row for each record that depends on that record alone."""
 
-def preflight(model: MultimodalModel, components: Sequence[str], loss: Loss, max_grad_norm: float, seed: int) -> None:
-    """Raise PrivacyError where `loss` couples records, passes the hooks by, or exceeds the clip bound.
+_PASSED: set[tuple[object, ...]] = set()  # of this process; see `preflight_once`
 
-    Runs on 6 made-up records; the model is left as it was.
+
+def preflight(
+    model: MultimodalModel,
+    components: Sequence[str],
+    loss: Loss,
+    plan: GaussianPlan,
+    noise: NoiseSource,
+    *,
+    back_end: BackEnd = "hooks",
+) -> None:
+    """Raise PrivacyError, naming the cause, where training `components` by `loss` is not the mechanism of `plan`.
+
+    On made-up units, outliers up to 1e6 and an infinite number among them: a unit moves the clipped sum by at most
+    the clip; the per-unit gradients are those of plain autograd; an empty batch adds nothing but noise; the noise
+    has the planned deviation and is never the same twice; no buffer moves. `loss` makes no random draws of its own
+    (`GradientPhase.still_loss`); dropout is switched off. The model is a copy with weights away from zero.
     """
-    batch = made_up_batch(model, count=6, seed=seed)
-    with _without_dropout(model):
-        _refuse_coupling(model, components, loss, batch)
-        _refuse_missed_gradients(model, components, loss, batch)
-        ratio = leave_one_out_sensitivity(model, components, loss, batch, max_grad_norm)
-    if ratio > 1.0 + TOLERANCE:
-        raise PrivacyError(
-            f"one record changes the clipped gradient sum by {ratio:.3g} times max_grad_norm="
-            f"{max_grad_norm}: the loss or a layer lets records influence each other"
-        )
+    refuse_shared_streams({name: noise.derive(f"preflight/{name}") for name in ("one purpose", "another")})
+    model = _trial_copy(model)
+    _refuse_shared_parameters(model)
+    batch = made_up_batch(model, _UNITS, _SEED, plan.unit, plan.max_records_per_unit)
+    with only_trained(model, components):
+        refuse_unsupported_layers(model)
+        _refuse_coupling(lambda records: loss(model, records), batch, "loss", 1)
+    outliers = with_outliers(batch)
+    batches = {"made-up records": batch, "outliers": outliers, "a record that is not finite": with_non_finite(outliers)}
+
+    def unnoised(records: Batch) -> Tensor:
+        return clipped_gradient_sum(model, components, loss, records, plan.max_grad_norm, back_end)
+
+    stream = noise.derive("preflight/steps")
+
+    def noised(records: Batch) -> Tensor:
+        return _released(model, components, loss, records, plan, stream, back_end)
+
+    _refuse_other_gradients(model, components, loss, batch, back_end)
+    construction = Construction(unnoised, noised)
+    refuse_unsound(construction, batches, plan.max_grad_norm, plan.noise_multiplier)
 
 
-def leave_one_out_sensitivity(
-    model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch, max_grad_norm: float
-) -> float:
-    """max over records x of |clipped sum(D) - clipped sum(D without x)| / C, un-noised; at most 1 if sound."""
-    whole = clipped_gradient_sum(model, components, loss, batch, max_grad_norm)
-    everyone = torch.arange(len(batch))
-    largest = 0.0
-    for left_out in range(len(batch)):
-        rest = batch.select(everyone[everyone != left_out])
-        without = clipped_gradient_sum(model, components, loss, rest, max_grad_norm)
-        largest = max(largest, float((whole - without).double().norm()) / max_grad_norm)
-    return largest
+def preflight_statistic(
+    model: MultimodalModel, statistic: StatisticMap, plan: StatisticPlan, noise: NoiseSource
+) -> None:
+    """`preflight` for a noisy sum over units: raise PrivacyError where it is not the mechanism of `plan`."""
+    refuse_shared_streams({name: noise.derive(f"preflight/{name}") for name in ("one purpose", "another")})
+    model = _trial_copy(model).eval()
+    batch = made_up_batch(model, _UNITS, _SEED, plan.unit, plan.max_records_per_unit)
+    with torch.no_grad():
+        _refuse_coupling(lambda records: statistic(model, records), batch, "statistic", 2)
+    outliers = with_outliers(batch)
+    width = statistic(model, batch).shape[1]
+    stream = noise.derive("preflight/sums")
 
+    def rows(records: Batch) -> Tensor:
+        return statistic(model, records) if len(records) else torch.zeros(0, width)
 
-def made_up_batch(model: MultimodalModel, count: int, seed: int) -> Batch:
-    """`count` records that belong to nobody, prepared; the first has all modalities, others miss some."""
-    rng = np.random.default_rng(seed)
-    schema = model.schema
-    presence = {name: rng.random(count) < 0.8 for name in schema.names}
-    for present in presence.values():
-        present[:1] = True
-    return model.prepare(
-        Records(
-            schema=schema,
-            values={spec.name: _made_up_values(spec, presence[spec.name], rng) for spec in schema.modalities},
-            presence=presence,
-            labels=_made_up_labels(schema, count, rng),
-            unit_ids=np.array([f"made-up-{i}" for i in range(count)]),
-        )
+    construction = Construction(
+        lambda records: clipped_sum(rows(records), records.units, plan.bound),
+        lambda records: torch.from_numpy(noisy_sum(rows(records), records, plan, stream)),
     )
+    batches = {"made-up records": batch, "outliers": outliers, "a record that is not finite": with_non_finite(outliers)}
+    refuse_unsound(construction, batches, plan.bound, plan.noise_multiplier)
 
 
-def _made_up_values(
-    spec: ModalitySpec, present: np.ndarray[tuple[int], np.dtype[np.bool_]], rng: np.random.Generator
-) -> ValueArray:
-    if spec.kind == "text":
-        words = np.array([word for column in vocabulary() for word in column.split("_")[-1].split()])
-        texts = [" ".join(rng.choice(words, size=12)) if there else "" for there in present]
-        return np.array(texts, dtype=object)
-    if spec.kind == "image":
-        values = rng.random((len(present), *spec.shape))
-    else:
-        values = rng.standard_normal((len(present), *spec.shape))
-    blanked: ValueArray = (values * present.reshape(-1, *[1] * len(spec.shape))).astype(np.float32)
-    return blanked
+def preflight_once(
+    method: str,
+    model: MultimodalModel,
+    components: Sequence[str],
+    loss: Loss,
+    plan: GaussianPlan,
+    noise: NoiseSource,
+    *,
+    back_end: BackEnd = "hooks",
+) -> None:
+    """`preflight`, unless this process passed it for the same subject: sites and rounds share the answer.
+
+    The subject is `method` (whatever decides the loss beside the phase: the method's configuration, written out),
+    phase, components, clip, unit, back end, source of noise, and the model's structure; not its weights.
+    """
+    subject = (method, tuple(components), back_end, plan.max_grad_norm, *_subject(model, plan, noise))
+    if subject not in _PASSED:
+        preflight(model, components, loss, plan, noise, back_end=back_end)
+        _PASSED.add(subject)
 
 
-def _made_up_labels(
-    schema: Schema, count: int, rng: np.random.Generator
-) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    labels = (rng.random((count, len(schema.labels))) < 0.5).astype(np.float32)
-    labels[rng.random(labels.shape) < 0.1] = np.nan
-    return labels
+def preflight_statistic_once(
+    method: str, model: MultimodalModel, statistic: StatisticMap, plan: StatisticPlan, noise: NoiseSource
+) -> None:
+    """`preflight_statistic`, unless this process passed it for the same subject; see `preflight_once`."""
+    subject = (method, plan.bound, *_subject(model, plan, noise))
+    if subject not in _PASSED:
+        preflight_statistic(model, statistic, plan, noise)
+        _PASSED.add(subject)
 
 
-@contextmanager
-def _without_dropout(model: MultimodalModel) -> Iterator[None]:
-    """Dropout differs from call to call, which would look like coupling; its masks know nothing of the records."""
-    rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-    try:
-        for module, _ in rates:
+def _subject(model: MultimodalModel, plan: GaussianPlan | StatisticPlan, noise: NoiseSource) -> tuple[object, ...]:
+    return type(plan), plan.phase, plan.unit, plan.max_records_per_unit, type(noise), structure_digest(model)
+
+
+def structure_digest(model: nn.Module) -> bytes:
+    """SHA-256 over all that a model is but its weights: layers with their settings, parameters and buffers by shape."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named]
+    return hashlib.sha256("\n".join([repr(model), *tensors]).encode()).digest()
+
+
+def _trial_copy(model: MultimodalModel) -> MultimodalModel:
+    """A copy without dropout, whose draws would look like coupling, and away from zero.
+
+    A model fresh from its seed has zero layers, behind which no gradient would be seen.
+    """
+    trial = copy.deepcopy(model)
+    for module in trial.modules():
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        yield
-    finally:
-        for module, rate in rates:
-            module.p = rate
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.no_grad():
+        for parameter in trial.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return trial
 
 
-def _refuse_coupling(model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch) -> None:
-    with only_trained(model, components), torch.no_grad():
-        together = loss(model, batch)
-        if together.shape != (len(batch),):
+def _refuse_shared_parameters(model: MultimodalModel) -> None:
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        component = ".".join(name.split(".")[:2])
+        owner = owners.setdefault(id(parameter), component)
+        if owner != component:
             raise PrivacyError(
-                f"the loss returned shape {tuple(together.shape)} for {len(batch)} records: return one value "
-                "for each of them"
+                f"{name!r} is also a weight of {owner!r}: a weight that two components share is clipped, noised and "
+                "uploaded as part of one of them only; give each its own"
             )
-        alone = torch.cat([loss(model, batch.select(torch.tensor([i]))) for i in range(len(batch))])
+
+
+def _refuse_coupling(values: Callable[[Batch], Tensor], batch: Batch, what: str, ndim: int) -> None:
+    together = values(batch)
+    if together.ndim != ndim or len(together) != len(batch):
+        raise PrivacyError(
+            f"the {what} returned shape {tuple(together.shape)} for {len(batch)} records: return one value "
+            "for each of them" + (" (reduction='none')" if what == "loss" else ", in a row of its own")
+        )
+    alone = torch.cat([values(batch.select(torch.tensor([i]))) for i in range(len(batch))])
     if not torch.allclose(together, alone, rtol=_AGREEMENT, atol=_AGREEMENT):
         raise PrivacyError(
-            "a record's loss changes with the company it is in: compute it from that record alone (no contrast "
-            "over the batch, no batch statistics)"
+            f"a record's {what} changes with the company it is in: compute it from that record alone (no contrast "
+            "over the batch, no batch statistics, no weights that are averaged over the batch)"
         )
 
 
-def _refuse_missed_gradients(model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch) -> None:
-    """Per-record gradients must add up to what autograd finds: hooks miss weights used past their layer."""
-    with record_gradients(model, components, loss) as gradients:
-        gradients.backward(batch)
-        by_autograd = gradients.plain_sum()
-        by_record = flat(gradients.clipped_sums(float("inf")))
-    if not torch.allclose(by_record, by_autograd, rtol=_AGREEMENT, atol=_AGREEMENT * float(by_autograd.abs().max())):
+def _refuse_other_gradients(
+    model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch, back_end: BackEnd
+) -> None:
+    """What is clipped must be the units' gradients as autograd finds them, one unit after another."""
+    rows = []
+    with only_trained(model, components) as trained:
+        for i in range(batch.unit_count):
+            value = loss(model, batch.select_units(torch.tensor([i]))).sum()
+            if value.requires_grad:
+                found = torch.autograd.grad(value, trained, allow_unused=True)
+                rows.append(
+                    flat([torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)])
+                )
+    if not rows:
+        return  # no loss reaches a weight, so no unit changes any
+    gradients = torch.stack(rows)
+    norms = gradients.norm(dim=1)
+    bound = float(norms.median()) or float(norms.max()) or 1.0  # some are clipped, some are not
+    expected = (gradients * (bound / norms.clamp(min=bound)).unsqueeze(1)).sum(dim=0)
+    clipped = clipped_gradient_sum(model, components, loss, batch, bound, back_end)
+    if not float((clipped - expected).norm()) <= _AGREEMENT * (bound + float(expected.norm())):
         raise PrivacyError(
-            "the per-record gradients do not add up to the gradient: the loss uses a layer's weights without "
-            "calling the layer (say, tied weights), so part of a record's influence would go uncounted"
+            f"what back_end={back_end} clips is not what autograd finds unit by unit: the loss uses a layer's weights "
+            "without calling the layer (tied weights, say), so part of a unit's influence would go uncounted"
         )
+
+
+def _released(
+    model: MultimodalModel,
+    components: Sequence[str],
+    loss: Loss,
+    batch: Batch,
+    plan: GaussianPlan,
+    noise: NoiseSource,
+    back_end: BackEnd,
+) -> Tensor:
+    """What one step of `dp_sgd` over all of `batch` moves the weights by, back on the scale of the clipped sum."""
+    before = {name: model.get_component(name) for name in components}
+    single = replace(plan, sample_rate=1.0, steps=1)
+    dp_sgd(model, components, loss, batch, single, TrainingOptions(back_end=back_end), noise)
+    moved = [torch.from_numpy(before[name] - model.get_component(name)) for name in components]
+    for name, values in before.items():
+        model.set_component(name, values)
+    return torch.cat(moved) * single.expected_batch

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from secure_fed.accounting import Mechanism, Relation, epsilon, epsilon_by_round
-from secure_fed.errors import LedgerError
+from secure_fed.errors import DataError, LedgerError
 from secure_fed.identity import fingerprint
 from secure_fed.ledger import Genesis, Note, Plan, Record, Rekey, Reserve, read_ledger, signing_keys
 from secure_fed.report.run_folder import RunFolder
@@ -91,8 +91,10 @@ class Budget:
 def read_budget(run: RunFolder) -> Budget:
     """Read every ledger of a run and compose what it charged.
 
-    Raises LedgerError on a ledger that is damaged or not signed by the roster's key for its site.
+    Raises DataError where a ledger is missing, LedgerError on one that is damaged or not signed by the roster's key for
+    its site.
     """
+    _none_is_missing(run)
     ledgers = tuple(_read(run, site, path) for site, path in run.ledgers.items())
     delta = run.summary.delta
     if run.summary.privacy == "off" or delta is None:
@@ -115,6 +117,15 @@ def read_budget(run: RunFolder) -> Budget:
         replace_one=epsilon(_all(largest), delta, relation="replace_one") if largest else None,
         renyi=epsilon(_all(largest), delta, accountant="rdp", relation=relation) if largest else None,
     )
+
+
+def _none_is_missing(run: RunFolder) -> None:
+    for site in run.summary.members:
+        if site not in run.ledgers and run.summary.privacy == "dp":
+            raise DataError(
+                f"{run.path / 'sites' / site / 'ledger.jsonl'} is missing: the budget of {site} cannot be shown "
+                "without its ledger. Restore the file from the site's home."
+            )
 
 
 def _read(run: RunFolder, site: str, path: Path) -> SiteLedger:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from secure_fed.report import formats
 from secure_fed.report.budget import Budget, Curve
@@ -54,6 +55,43 @@ def budget_chart(budget: Budget, summary: Summary, last_round: int) -> str | Non
             labels.append((area.y(curve.total), formats.ranges(curve.sites, limit=15), spent, class_))
     parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
     return document(area.width, area.height, "Privacy budget spent against rounds", parts)
+
+
+def curve_chart(points: Sequence[tuple[float, float]], delta: float, whole: float, epsilon: float) -> str | None:
+    """Epsilon against delta (logarithmic), its value at the ledger's `delta`, and the delta of `whole` = 1/N.
+
+    From `whole` on, a guarantee allows one whole unit to be published. None without two points to join.
+    """
+    if len(points) < 2:
+        return None
+    logs = [math.log10(value) for value, _ in points]
+    highest = max(max(value for _, value in points), epsilon)
+    area = frame((min(logs), max(logs)), (0, highest * 1.08 or 1.0), width=720, height=300, right=28)
+    parts = axes(area, "δ (logarithmic)", "ε", x_text=lambda power: formats.small(10.0**power))
+    places = [(area.x(x), area.y(y)) for x, (_, y) in zip(logs, points, strict=True)]
+    parts.append(polyline(places, "c0", "ε at each δ"))
+    parts += _marker(area, whole, f"1/N = {formats.small(whole)}", area.y.stop + 12, "chance")
+    parts += _marker(
+        area, delta, f"δ = {formats.small(delta)}: ε = {formats.epsilon(epsilon)}", area.y.stop + 30, "limit"
+    )
+    if area.x.low <= math.log10(delta) <= area.x.high:
+        x, y = area.x(math.log10(delta)), area.y(epsilon)
+        parts.append(element("circle", class_="dot c0", cx=x, cy=y, r=4.0, title=f"ε = {epsilon:.4f}"))
+    return document(area.width, area.height, "ε as a function of δ", parts)
+
+
+def _marker(area: Frame, delta: float, text: str, y: float, class_: str) -> list[str]:
+    """A line down the chart at a delta, where it lies within, with its text beside it where there is room."""
+    place = math.log10(delta)
+    if not area.x.low <= place <= area.x.high:
+        return []
+    x = area.x(place)
+    right = x < (area.x.start + area.x.stop) / 2
+    where: dict[str, Any] = {"x": x + 7} if right else {"x": x - 7, "text_anchor": "end"}
+    return [
+        element("line", class_=class_, x1=x, x2=x, y1=area.y.start, y2=area.y.stop),
+        element("text", text, class_=f"{class_}-text", y=y, **where),
+    ]
 
 
 def _spending(area: Frame, curve: Curve, last_round: int) -> list[tuple[float, float]]:

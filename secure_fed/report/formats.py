@@ -23,6 +23,18 @@ def epsilon(value: float | None) -> str:
     return f"{math.ceil(round(value * 100, 6)) / 100:.2f}"
 
 
+def unbroken(text: str) -> str:
+    """Text whose formulas stay on one line: no break within `ε = 4.57` and `(ε, δ)`."""
+    for symbol in ("ε", "δ", "N", "C"):
+        text = text.replace(f"{symbol} = ", f"{symbol}\u00a0=\u00a0")
+    return text.replace("(ε, δ)", "(ε,\u00a0δ)")
+
+
+def long_worded(text: str) -> bool:
+    """Whether a word is too long to stay whole in a table's cell."""
+    return any(len(word) > 24 for word in text.split())
+
+
 def limit(value: float) -> str:
     """A configured bound as it was written: 8, 0.5."""
     return f"{value:g}"

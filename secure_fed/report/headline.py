@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from secure_fed.report import formats
+from secure_fed.report import evaluation, formats
 from secure_fed.report.notices import standing_warnings
 from secure_fed.report.run_folder import Summary, parse_summary
 
@@ -41,6 +41,8 @@ def _table(summary: Summary) -> Table:
     row("AUROC, macro", formats.score(summary.auroc_macro), "every modality present")
     for modality, value in summary.auroc_macro_missing.items():
         row(f"  without {modality}", formats.score(value), f"{modality} missing at test")
+    for figures in evaluation.headline_rows(summary.evaluation):
+        row(*figures)
     row("largest ε spent", *_spent(summary))
     survivors = [item.survivors for item in summary.secagg.rounds]
     fewest = f"fewest in a round: {min(survivors)}" if survivors else ""

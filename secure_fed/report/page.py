@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from secure_fed.files import write_whole
 from secure_fed.identity import fingerprint
-from secure_fed.report import formats, wording
+from secure_fed.report import evaluation, formats, wording
 from secure_fed.report.budget import Budget, read_budget
 from secure_fed.report.charts import auroc_chart, budget_chart, survivors_chart
 from secure_fed.report.contributions import component_rows, contributions_chart
@@ -59,12 +59,12 @@ def render(run: RunFolder, budget: Budget) -> str:
     """The page as text."""
     summary = run.summary
     return (
-        _templates()
+        templates()
         .get_template("report.html.j2")
         .render(
             summary=summary,
             f=formats,
-            style=Markup(_resource("report.css")),  # noqa: S704 - our own file
+            style=Markup(resource("report.css")),  # noqa: S704 - our own file
             warnings=all_warnings(run, budget),
             paragraph=wording.paragraph(summary, run.steps),
             void=wording.void(summary),
@@ -76,6 +76,9 @@ def render(run: RunFolder, budget: Budget) -> str:
             members=_members(run, budget),
             components=_components(summary, run.steps),
             labels=_labels(summary),
+            views=evaluation.view_rows(summary.evaluation),
+            view_labels=evaluation.label_rows(summary.evaluation),
+            evaluation_rules=evaluation.rules(summary.evaluation),
             budget=budget,
             masked=_masked(summary, run.steps),
             config=_without_folders(run.settings),
@@ -281,15 +284,20 @@ def _masked(summary: Summary, rows: Sequence[Step]) -> list[tuple[str, str]]:
 
 
 @cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """The room's HTML templates; every value is escaped."""
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("secure_fed.report"),
         autoescape=jinja2.select_autoescape(("html.j2",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = formats.unbroken
+    environment.tests["long_worded"] = formats.long_worded
+    return environment
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A style sheet of ours, to be put into a page whole."""
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from secure_fed.errors import ConfigError, DataError, LedgerError
 from secure_fed.identity import Roster, describe
+from secure_fed.report.evaluation import EvaluationFacts
 
 SUMMARY_SCHEMA = "secure_fed.summary/1"
 
@@ -104,6 +105,7 @@ class Summary(_FromFile):
     auroc_macro_missing: dict[str, float | None]
     auroc_per_label: dict[str, float | None]
     labels_left_out: tuple[str, ...]
+    evaluation: EvaluationFacts
     holdout: HoldoutFacts
     epsilon: dict[str, float | None]
     epsilon_max: float | None
@@ -126,6 +128,7 @@ class Summary(_FromFile):
     engine: str
     wall_s: float
     insecure_reproducible: bool
+    model_sha256: str | None = None
     warnings: tuple[str, ...]
     secagg: SecAggFacts
     data_notes: dict[str, JsonValue]
@@ -232,11 +235,6 @@ def _ledgers(run: Path, summary: Summary) -> dict[str, Path]:
         path = run / "sites" / site / "ledger.jsonl"
         if path.is_file():
             found[site] = path
-        elif summary.privacy == "dp":
-            raise DataError(
-                f"{path} is missing: the budget of {site} cannot be shown without its ledger. "
-                "Restore the file from the site's home."
-            )
     return found
 
 

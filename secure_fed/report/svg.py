@@ -6,7 +6,7 @@ Nothing here knows what is drawn; every text and attribute is escaped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -71,8 +71,13 @@ def document(width: float, height: float, title: str, parts: Iterable[str]) -> s
     )
 
 
-def axes(area: Frame, x_label: str, y_label: str, *, whole: bool = False) -> list[str]:
-    """Grid lines with their values (only whole ones where they count things), rounds below, both labels."""
+def axes(
+    area: Frame, x_label: str, y_label: str, *, whole: bool = False, x_text: Callable[[float], str] = "{:.0f}".format
+) -> list[str]:
+    """Grid lines with their values (only whole ones where they count things), whole numbers below, both labels.
+
+    `x_text` writes a number below the axis.
+    """
     left, right, bottom = area.x.start, area.x.stop, area.y.start
     parts = []
     values = [tick for tick in ticks(area.y.low, area.y.high, 6) if not whole or tick == int(tick)]
@@ -86,7 +91,7 @@ def axes(area: Frame, x_label: str, y_label: str, *, whole: bool = False) -> lis
         if tick == int(tick):
             x = area.x(tick)
             parts.append(element("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 4))
-            parts.append(element("text", str(int(tick)), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
+            parts.append(element("text", x_text(tick), class_="tick", x=x, y=bottom + 17, text_anchor="middle"))
     middle = (left + right) / 2
     parts.append(element("text", x_label, class_="label", x=middle, y=bottom + 36, text_anchor="middle"))
     parts.append(element("text", y_label, class_="label", x=4.0, y=14.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from secure_fed.report import formats
+from secure_fed.report import evaluation, formats
 from secure_fed.report.budget import Budget
 from secure_fed.report.run_folder import RunFolder, Step, Summary
 
@@ -29,9 +29,10 @@ def paragraph(summary: Summary, rows: Sequence[Step]) -> str:
         f"{formats.plural(len(summary.auroc_per_label), 'label')} with a macro AUROC of "
         f"{formats.score(summary.auroc_macro)}" + (f", and {missing}." if missing else ".")
     )
+    sentences.append(evaluation.sentence(summary.evaluation))
     sentences.append(_spending(summary))
     sentences.append(_aggregation(summary, rows))
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))
 
 
 def _spending(summary: Summary) -> str:
@@ -130,9 +131,10 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
     summary = run.summary
     dp = summary.privacy == "dp"
     rngs = tuple(sorted({ledger.rng for ledger in budget.ledgers if ledger.rng}))
-    source = {(): "a source that the ledgers do not name", ("os",): "the operating system's generator"}.get(
-        rngs, "the run's seed, at least in part: whoever knows it can repeat them"
-    )
+    source = {
+        (): "a source that the ledgers do not name",
+        ("os_urandom_aes256ctr",): "an AES-256 keystream keyed by the operating system",
+    }.get(rngs, "the run's seed, at least in part: whoever knows it can repeat them")
     unit = (
         f"One {summary.unit}. A patient with k {summary.unit}s is covered by the same bound only up to "
         "group privacy, which is much weaker."
@@ -160,7 +162,7 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         everything = []
     return [
         *everything,
-        ("What the coordinator sees", _seen(summary)),
+        ("What the coordinator sees", seen_by_server(summary)),
         *_masks(summary),
         ("Server step", _server_step(summary)),
         ("What is released", "The model after every round, to the coordinator and to every site."),
@@ -210,7 +212,8 @@ def protection(summary: Summary, name: str) -> str:
     return "masks and DP" if private else "masks only"
 
 
-def _seen(summary: Summary) -> str:
+def seen_by_server(summary: Summary) -> str:
+    """What the coordinator sees of the sites, masks and lowered floors considered."""
     if summary.secagg.mode == "off":
         return "Every site's own update, who took part, message sizes and times."
     alone = [name for name, floor in summary.dp_only.items() if floor == 1]

@@ -5,7 +5,7 @@ A step that fails raises `SecAggError` with a fixed code, erases the secrets and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -28,6 +28,7 @@ from secure_fed.secagg.messages import (
     ShareDelivery,
     Survivors,
 )
+from secure_fed.secagg.notes import check_length
 from secure_fed.secagg.packing import Packed
 from secure_fed.secagg.params import ComponentSpec
 from secure_fed.secagg.ring import Source
@@ -40,6 +41,9 @@ from secure_fed.secagg.session import (
     survivors_statement,
 )
 from secure_fed.secagg.shares import Sign
+
+Answer = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
+"""Given the others' notices, by member: the notes to go to them, by member; none to whoever is left out."""
 
 _AFTER_SHARE = (Stage.MASK, Stage.CONFIRM, Stage.UNMASK, Stage.DONE)
 _AFTER_CONFIRM = (Stage.UNMASK, Stage.DONE)
@@ -108,12 +112,20 @@ class ClientSession:
         """Member of U1 -> its signed advertisement as this client took it, for evidence; empty before stage 2."""
         return dict(self._state.peers)
 
-    def advertise(self, basis: bytes) -> bytes:
+    @property
+    def notices(self) -> Mapping[str, bytes]:
+        """Other member of U1 -> its notice, under its signature; empty before stage 2 is done."""
+        return {
+            name: Advertise.from_bytes(raw).notice for name, raw in self._state.peers.items() if name != self._state.me
+        }
+
+    def advertise(self, basis: bytes, notice: bytes = b"") -> bytes:
         """Stage 1: fresh keys, commitments to fresh self-mask seeds, signed.
 
         Args:
             basis: SHA-256 of what this client starts from, by its own computation (the caller's model and optimizer
                 state): `share` goes on only if every member advertised the same.
+            notice: the caller's word to all members and the server, at most 128 bytes; signed, and not read here.
         """
         with self._step(Stage.ADVERTISE, Stage.SHARE) as state:
             require(len(basis) == keys.HASH_BYTES, Code.MODEL_NOT_BOUND, "basis is no SHA-256")
@@ -122,12 +134,18 @@ class ClientSession:
             state.seeds = {spec.name: keys.fresh_secret() for spec in owned}
             commitments = {name: keys.commit(state.kid, state.me, name, seed) for name, seed in state.seeds.items()}
             public = keys.public_of(state.cipher_private), keys.public_of(state.mask_private)
-            draft = Advertise(state.me, state.kid, basis, *public, commitments, b"")
+            check_length(notice)
+            draft = Advertise(state.me, state.kid, basis, *public, commitments, notice, b"")
             state.own = replace(draft, signature=self._sign(draft.statement())).to_bytes()
             return state.own
 
-    def share(self, message: bytes) -> bytes:
+    def share(self, message: bytes, answer: Answer | None = None) -> bytes:
         """Stage 2: check everybody's advertisement, then deal sealed shares of every secret to the neighbours.
+
+        Args:
+            message: the server's `Advertisements`.
+            answer: is told the others' notices and says what note each is to get, at most 128 bytes; a note goes
+                sealed, beside the share, and only to neighbours.
 
         Raises:
             SecAggError: see docs/secagg.md; among them own_key_changed, bad_signature, cohort_too_small, and
@@ -147,7 +165,9 @@ class ClientSession:
             require(len(neighbours) + 1 >= needed, Code.COHORT_TOO_SMALL, f"{len(neighbours)} neighbours")
             secrets = {seed_name(name): seed for name, seed in state.seeds.items()}
             secrets[MASK_KEY] = state.mask_private
-            dealt = shares.deal(self._context, state.me, secrets, [state.me, *neighbours], self._sign)
+            notes = {} if answer is None else answer(self.notices)
+            holders = [state.me, *neighbours]
+            dealt = shares.deal(self._context, state.me, secrets, holders, notes, self._sign)
             state.held = {state.me: dealt[state.me].to_bytes()}
             sealed = {
                 holder: keys.seal(
@@ -158,6 +178,19 @@ class ClientSession:
                 for holder in neighbours
             }
             return ShareBundle(state.me, state.kid, state.u1_hash, sealed).to_bytes()
+
+    def notes(self, message: bytes) -> dict[str, bytes]:
+        """The notes in the `ShareDelivery` that `mask` takes next: dealer -> note, empty where it has none to say.
+
+        For a caller that must know them before it puts anything into its slices. Nothing is kept or leaves, and
+        `mask` opens the delivery for itself. One that does not open ends the session, as it would in `mask`.
+
+        Raises:
+            SecAggError: wrong_session, share_unreadable, share_forged and others, as `mask` does.
+        """
+        with self._step(Stage.MASK, Stage.MASK):
+            opened = self._opened(ShareDelivery.from_bytes(message))
+        return {dealer: dealt.note for dealer, dealt in opened.items()}
 
     def mask(self, message: bytes, slices: Mapping[str, Source], model_hash: bytes, threads: int = 1) -> MaskedVector:
         """Stage 3: open the shares, then mask the slices of the components that this client owns.
@@ -172,7 +205,9 @@ class ClientSession:
             SecAggError: share_unreadable, share_forged, vector_mismatch, what a source raises, and others.
         """
         with self._step(Stage.MASK, Stage.CONFIRM) as state:
-            self._open_shares(ShareDelivery.from_bytes(message))
+            delivery = ShareDelivery.from_bytes(message)
+            opened = {dealer: dealt.to_bytes() for dealer, dealt in self._opened(delivery).items()}
+            state.u2, state.held = delivery.u2, {**state.held, **opened}
             require(len(model_hash) == keys.HASH_BYTES, Code.MODEL_NOT_BOUND, "model_hash is no SHA-256")
             state.sid = self._context.sid(state.u1_hash, state.u2, model_hash)
             owned = self._context.schema.owned_by(state.me)
@@ -284,27 +319,25 @@ class ClientSession:
     def _associated(self, dealer: str, holder: str) -> bytes:
         return encode("sealed-share", [self._state.kid, dealer, holder, self._state.u1_hash])
 
-    def _open_shares(self, delivery: ShareDelivery) -> None:
-        """Everything that was dealt to this client opens, is complete and is signed by its dealer."""
+    def _opened(self, delivery: ShareDelivery) -> dict[str, Dealt]:
+        """Dealer -> what it dealt to this client: everything opens, is complete and is signed by its dealer."""
         state = self._state
         require(delivery.kid == state.kid, Code.WRONG_SESSION, "shares of another session")
         u2 = set(delivery.u2)
         require(state.me in u2 and u2 <= state.peers.keys(), Code.UNKNOWN_MEMBER, "U2")
         self._context.check_cohort(delivery.u2)
         require(delivery.sealed.keys() == self._neighbours() & u2, Code.WRONG_SHARES, "dealers")
-        state.u2 = delivery.u2
-        held = dict(state.held)
+        opened = {}
         for dealer, sealed in delivery.sealed.items():
             peer = Advertise.from_bytes(state.peers[dealer])
             key = self._cipher_key(peer, dealer, state.me)
-            content = keys.unseal(key, sealed, self._associated(dealer, state.me))
-            dealt = Dealt.from_bytes(content)
+            dealt = Dealt.from_bytes(keys.unseal(key, sealed, self._associated(dealer, state.me)))
             expected = {seed_name(name) for name in peer.commitments} | {MASK_KEY}
             require(set(dealt.shares) == expected, Code.WRONG_SHARES, f"shares of {dealer}")
-            signed = shares.is_signed(self._context, dealer, state.me, dealt.shares, {}, dealt.signature)
-            require(signed, Code.SHARE_FORGED, f"shares of {dealer}")
-            held[dealer] = content
-        state.held = held
+            shown = shares.release(state.kid, dealer, state.me, dealt, dealt.shares)
+            require(shares.is_signed(self._context, dealer, state.me, shown), Code.SHARE_FORGED, f"shares of {dealer}")
+            opened[dealer] = dealt
+        return opened
 
     def _masks(self, owned: Iterable[ComponentSpec]) -> dict[str, list[Mask]]:
         """Component -> this client's own mask and one for every owner in U2 that it is joined with."""

@@ -14,6 +14,7 @@ from secure_fed.errors import SecAggError
 from secure_fed.secagg.codes import Code
 from secure_fed.secagg.encoding import Value, decode, encode
 from secure_fed.secagg.keys import HASH_BYTES, KEY_BYTES, SIGNATURE_BYTES
+from secure_fed.secagg.notes import check_length, unpad
 from secure_fed.secagg.shamir import PRIME, SHARE_BYTES
 
 VERSION = 1
@@ -51,6 +52,18 @@ def _share(value: Value) -> bytes:
     content = _sized(SHARE_BYTES)(value)
     if int.from_bytes(content, "big") >= PRIME:
         raise _malformed("a share is not an element of the field")
+    return content
+
+
+def _notice(value: Value) -> bytes:
+    content = _blob(value)
+    check_length(content)
+    return content
+
+
+def _padded(value: Value) -> bytes:
+    content = _blob(value)
+    unpad(content)
     return content
 
 
@@ -111,7 +124,8 @@ class Message:
 class Advertise(Message):
     """Stage 1, client to server: the ephemeral X25519 keys and a commitment to each self-mask seed.
 
-    `basis` is the hash of what the sender starts from (32 bytes): all members must start from the same.
+    `basis` is the hash of what the sender starts from (32 bytes): all members must start from the same. `notice` is
+    the caller's word to all members, at most `NOTE_BYTES`; the protocol signs it and does not read it.
     """
 
     sender: str
@@ -120,10 +134,11 @@ class Advertise(Message):
     cipher_key: bytes
     mask_key: bytes
     commitments: Mapping[str, bytes]
+    notice: bytes
     signature: bytes
 
     NAME = "advertise"
-    READERS = (_text, _hash, _hash, _key, _key, _map(_hash), _signature)
+    READERS = (_text, _hash, _hash, _key, _key, _map(_hash), _notice, _signature)
 
     def statement(self) -> bytes:
         """What the sender signs: everything but the signature."""
@@ -135,6 +150,7 @@ class Advertise(Message):
             self.cipher_key,
             self.mask_key,
             self.commitments,
+            self.notice,
         ]
         return encode("sign/advertise", content)
 
@@ -151,16 +167,22 @@ class Advertisements(Message):
 
 @dataclass(frozen=True)
 class Dealt(Message):
-    """Inside a sealed share: secret name -> share for this holder, and the dealer's signature over them.
+    """Inside a sealed share: secret name -> share for this holder, a note to it, the dealer's signature over both.
 
-    Shares have 33 bytes, big endian, so that no message's length depends on a secret.
+    Shares have 33 bytes, big endian, and a note is padded, so that no message's length depends on a secret.
     """
 
     shares: Mapping[str, bytes]
+    padded_note: bytes
     signature: bytes
 
     NAME = "dealt"
-    READERS = (_map(_share), _signature)
+    READERS = (_map(_share), _padded, _signature)
+
+    @property
+    def note(self) -> bytes:
+        """The dealer's word to this holder alone; empty where it has none."""
+        return unpad(self.padded_note)
 
 
 @dataclass(frozen=True)
@@ -244,15 +266,17 @@ class Confirmations(Message):
 class ReleasedShares(Message):
     """One holder's released shares of one dealer, with what it takes to check the dealer's signature.
 
-    `hidden` holds the hashes of the shares that stay secret: the dealer signed the hashes of all of them.
+    `hidden` holds the hashes of the shares that stay secret, `note_hash` that of the padded note: the dealer signed
+    the hashes of all of them.
     """
 
     shares: Mapping[str, bytes]
     hidden: Mapping[str, bytes]
+    note_hash: bytes
     signature: bytes
 
     NAME = "released-shares"
-    READERS = (_map(_share), _map(_hash), _signature)
+    READERS = (_map(_share), _map(_hash), _hash, _signature)
 
 
 @dataclass(frozen=True)

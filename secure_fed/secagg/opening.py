@@ -101,7 +101,7 @@ class Opener:
         if secret is not None:
             return secret
         # Signatures are checked only now: in an honest round nobody needs them.
-        sound = {holder: item for holder, item in held.items() if self._is_signed(dealer, holder, item)}
+        sound = {holder: item for holder, item in held.items() if shares.is_signed(self._context, dealer, holder, item)}
         for holder in held.keys() - sound.keys():
             self.faults[holder] = Code.SHARE_FORGED
         secret = self._combine(dealer, name, sound)
@@ -131,6 +131,3 @@ class Opener:
             seed_name(component) == name and keys.commit(self._context.kid, dealer, component, secret) == commitment
             for component, commitment in advertisement.commitments.items()
         )
-
-    def _is_signed(self, dealer: str, holder: str, item: ReleasedShares) -> bool:
-        return shares.is_signed(self._context, dealer, holder, item.shares, item.hidden, item.signature)

@@ -5,7 +5,7 @@ Nothing here touches a site's records; metrics on private data would be releases
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +43,6 @@ def predict(
     return np.concatenate(parts).astype(np.float64)
 
 
-def without(batch: Batch, modality: str) -> Batch:
-    """The batch as if nobody had `modality`: absent, and its inputs zero."""
-    presence = {**batch.presence, modality: torch.zeros_like(batch.presence[modality])}
-    inputs = {**batch.inputs, modality: torch.zeros_like(batch.inputs[modality])}
-    return replace(batch, presence=presence, inputs=inputs)
-
-
 def score(labels: tuple[str, ...], batch: Batch, probabilities: npt.NDArray[np.float64]) -> Scores:
     """AUROC per label over the records where it is known, and the mean over labels with both classes."""
     per_label: dict[str, float] = {}
@@ -67,5 +60,5 @@ def score(labels: tuple[str, ...], batch: Batch, probabilities: npt.NDArray[np.f
 
 def evaluate(method: Method, model: MultimodalModel, holdout: Batch, labels: tuple[str, ...]) -> dict[str, Scores]:
     """Scores by the modality that is taken away; `none` is the view with everything."""
-    views = {ALL_PRESENT: holdout} | {name: without(holdout, name) for name in holdout.inputs}
+    views = {ALL_PRESENT: holdout} | {name: holdout.without({name}) for name in holdout.inputs}
     return {name: score(labels, view, predict(method, model, view)) for name, view in views.items()}

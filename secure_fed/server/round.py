@@ -15,7 +15,7 @@ from secure_fed.errors import BudgetExhausted, RunAborted, SecAggError
 from secure_fed.federation.announcement import Outcome
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
-from secure_fed.federation.track import Track, contributors_of, means_of
+from secure_fed.federation.track import Track, contributors_of, counts_of, means_of
 from secure_fed.federation.wire import NEEDS_CHECKPOINT, OK, Array, Header, Parcel, Transport, hash_arrays
 from secure_fed.identity import Roster, SigningKey
 from secure_fed.secagg import ServerSession, Stage, pack, wire_bits
@@ -37,8 +37,9 @@ class Traffic:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """The weighted mean of each opened slice, float32 [size]; a slice below its floor is in `kept`.
+    """The weighted mean of each opened slice, float32 [size], or the sum of its counts, int64 [size].
 
+    A slice below its floor is in `kept`.
     `opened` is what the sites recompute the step from; None with secagg=off.
     """
 
@@ -47,6 +48,7 @@ class RoundResult:
     participants: int
     survivors: int
     means: Mapping[str, Vector]
+    counts: Mapping[str, Array]
     contributors: Mapping[str, tuple[str, ...]]
     kept: tuple[str, ...]
     traffic: Traffic
@@ -123,6 +125,15 @@ class Coordinator:
             "was opened, the ledgers stand. Continue with `secure-fed run resume=...` when enough sites are back, "
             "or raise secagg.max_attempts"
         )
+
+    def finish(self, place: Place) -> None:
+        """Tell every site that the run is over, so that it frees what was planned and not charged; best effort."""
+        header = Header(place.run, place.step, place.round, self.attempt)
+        self.attempt += 1
+        sites = (site.name for site in self.federation.sites)
+        requests = {name: Parcel("finish", name, OK, header.to_bytes()) for name in sites}
+        for _ in self._send(requests, {}, Traffic(), optional=requests.keys()):
+            pass
 
     # -- secure ----------------------------------------------------------------------------------------
 
@@ -333,7 +344,10 @@ class Coordinator:
         contributors = contributors_of(self.federation, header.step, transcript.survivors)
         kept = tuple(name for name, total in totals.items() if total is None)
         opened = Opened(outcome, self._packed(sums), track)
-        return RoundResult(header, attempts, participants, survivors, means, contributors, kept, traffic, opened)
+        counts = counts_of(self.federation, header.step, sums)
+        return RoundResult(
+            header, attempts, participants, survivors, means, counts, contributors, kept, traffic, opened
+        )
 
     def _packed(self, sums: Mapping[str, Array]) -> dict[str, Array]:
         bits = wire_bits(len(self.federation.sites), self.federation.config.secagg.value_bits)
@@ -354,17 +368,22 @@ class Coordinator:
         if not good:
             raise RunAborted(f"round {place.round}: no site answered ({traffic.codes}); nothing was aggregated")
         means: dict[str, Vector] = {}
+        counts: dict[str, Array] = {}
         contributors: dict[str, tuple[str, ...]] = {}
         weights = self.federation.weights
         for piece in self.federation.slices_at(place.step):
             names = tuple(sorted(site for site in good if site in piece.owners))
-            if names:
+            if names and piece.counts:
+                counted = np.stack([good[site].arrays[piece.name] for site in names])
+                counts[piece.name] = counted.sum(axis=0, dtype=np.int64)
+                contributors[piece.name] = names
+            elif names:
                 weighted = [weights[site] * good[site].arrays[piece.name] for site in names]
                 total = sum(weights[site] for site in names)
                 means[piece.name] = (np.sum(weighted, axis=0) / total).astype(np.float32)
                 contributors[piece.name] = names
-        kept = tuple(p.name for p in self.federation.slices_at(place.step) if p.name not in means)
-        return RoundResult(header, 1, len(requests), len(good), means, contributors, kept, traffic, None)
+        kept = tuple(p.name for p in self.federation.slices_at(place.step) if p.name not in contributors)
+        return RoundResult(header, 1, len(requests), len(good), means, counts, contributors, kept, traffic, None)
 
 
 def _with_next(requests: Mapping[str, Parcel], upcoming: Header, bodies: Mapping[str, bytes]) -> dict[str, Parcel]:

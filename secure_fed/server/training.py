@@ -24,6 +24,7 @@ from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.server.announced import Opened
 from secure_fed.server.evaluation import ALL_PRESENT, Scores, evaluate
+from secure_fed.server.federated_auroc import NoiseOf, score_counts
 from secure_fed.server.round import Coordinator, Place, RoundBurned, RoundResult
 
 
@@ -58,7 +59,7 @@ class Trainer:
 
     `epsilon_max` tells the largest epsilon of any site after a number of scheduled steps, from the public plans;
     `report` gets each round's line of metrics; `members` gives the federation and roster in force, before each round;
-    `unverified_step` stands in for the strategy where it is Flower's.
+    `noise_of` tells how noisy a site's counts are; `unverified_step` stands in for the strategy where it is Flower's.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Trainer:
         epsilon_max: Callable[[int], float | None],
         report: Callable[[dict[str, Any]], None],
         members: Callable[[], tuple[Federation, Roster]],
+        noise_of: NoiseOf,
         unverified_step: ServerStep | None = None,
     ) -> None:
         self.coordinator = coordinator
@@ -77,6 +79,7 @@ class Trainer:
         self.epsilon_max = epsilon_max
         self.report = report
         self.members = members
+        self.noise_of = noise_of
         self.unverified_step = unverified_step
 
     @property
@@ -87,10 +90,9 @@ class Trainer:
     def run(self, held: Held, progress: Progress) -> tuple[Held, dict[str, Scores]]:
         """Train to the end of the schedule; returns what is held then and the final scores by missing modality."""
         config = self.federation.config
-        total = config.federation.rounds
         model = held.track.load_into(self.federation.new_model())
         scores: dict[str, Scores] = {}
-        while progress.step < total:
+        while progress.step < self.federation.total_steps:
             began = time.monotonic()
             try:
                 result = self._round(held, progress)
@@ -103,18 +105,25 @@ class Trainer:
                 continue
             held = self._apply(result, held, progress)
             held.track.load_into(model)
-            last = progress.step == total - 1
-            if last or progress.step % config.evaluation.every == 0:
+            trained = self.federation.trains_at(progress.step)
+            last = progress.step == config.federation.rounds - 1
+            due = trained and (last or progress.step % config.evaluation.every == 0)
+            if due:
                 scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
-            else:
-                scores = {}
+            elif trained:
+                scores = {}  # those are of an older model
             progress.wall_s += time.monotonic() - began
-            line = self._line(result, scores, progress, time.monotonic() - began)
+            line = self._line(result, scores if due else {}, progress, time.monotonic() - began)
             progress.step += 1
             progress.round += 1
             append_metrics(self.folder, line)
             self._save(held, progress)
             self.report(line)
+        if progress.skipped == self.federation.total_steps:
+            raise RunAborted(
+                "not one round was trained: too few sites had budget left for any of them. The ledgers stand; "
+                "`secure-fed site budget` shows what holds each site's"
+            )
         if not scores:
             scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
         return held, scores
@@ -122,12 +131,11 @@ class Trainer:
     def _round(self, held: Held, progress: Progress) -> RoundResult:
         """One scheduled step; a burned round is repeated under a new number, as often as was budgeted."""
         spare = self.federation.config.federation.spare_rounds
-        total = self.federation.config.federation.rounds
         for _ in range(spare + 1):
             self._take_roster()
             place = Place(progress.run, progress.step, progress.round)
             following = None
-            if progress.step + 1 < total:
+            if progress.step + 1 < self.federation.total_steps:
                 following = Place(progress.run, progress.step + 1, progress.round + 1)
             try:
                 return self.coordinator.run_round(place, held.track, held.opened, following)
@@ -149,7 +157,9 @@ class Trainer:
 
     def _apply(self, result: RoundResult, held: Held, progress: Progress) -> Held:
         """The server's step, the same that every site takes where it can be recomputed."""
-        if self.unverified_step is not None:
+        if not self.federation.trains_at(progress.step):
+            track = held.track
+        elif self.unverified_step is not None:
             track = self.unverified_step(progress.step, held.track, result)
         else:
             track = self._followed(result, held, progress)
@@ -189,6 +199,9 @@ class Trainer:
         if scores:
             line["auroc_macro"] = scores[ALL_PRESENT].auroc_macro
             line["auroc_macro_missing"] = {n: s.auroc_macro for n, s in scores.items() if n != ALL_PRESENT}
+        evaluation = score_counts(self.federation, result, self.noise_of)
+        if evaluation:
+            line["evaluation"] = evaluation
         return line
 
 

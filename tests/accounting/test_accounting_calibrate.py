@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_fed.accounting import Mechanism, MechanismShape, calibrate, epsilon
+from secure_fed.accounting import Mechanism, MechanismShape, calibrate, epsilon, filter_epsilon, filter_order
 from secure_fed.accounting.calibrate import LEAST_NOISE
 from secure_fed.errors import AccountingError
 
@@ -88,6 +88,10 @@ def test_epsilon_that_is_none_is_named(target):
         (lambda: MechanismShape("poisson_gaussian", 0.1, 0), "steps=0"),
         (lambda: MechanismShape("poisson_gaussian", 0.1, 1, 0.0), "relative_noise=0"),
         (lambda: MechanismShape("gaussian", 0.1, 1), "sample_rate=0.1"),
+        (lambda: MechanismShape("gaussian", 1.0, 1, batch_cap=3), "batch_cap=3"),
+        (lambda: MechanismShape("truncated_poisson_gaussian", 0.1, 1), "batch_cap=None"),
+        (lambda: MechanismShape("gaussian", 1.0, 1, component_noise=(1.0, 0.0)), "component_noise="),
+        (lambda: calibrate([DPSGD], 8.0, DELTA, order=1.0), "order=1.0"),
         (lambda: calibrate([], 8.0, DELTA), "nothing to calibrate"),
         (lambda: calibrate([DPSGD], 8.0, 1.0), "delta="),
         (lambda: calibrate([DPSGD], 8.0, DELTA, tolerance=0.0), "tolerance="),
@@ -96,6 +100,60 @@ def test_epsilon_that_is_none_is_named(target):
 def test_wrong_arguments_are_named(build, word):
     with pytest.raises(AccountingError, match=word):
         build()
+
+
+PAST = (Mechanism("poisson_gaussian", 2.0, 0.0625, 400), Mechanism("gaussian", 20.0, 1.0, 3))
+STATISTIC = MechanismShape("gaussian", 1.0, 62)
+
+
+@pytest.mark.parametrize("shapes", [[DPSGD], [STATISTIC], [DPSGD, STATISTIC]])
+@pytest.mark.parametrize("target", [4.0, 8.0, 20.0])
+@pytest.mark.parametrize("past", [(), PAST])
+def test_noise_by_the_filter_meets_the_limit_from_below_and_closely(shapes, target, past):
+    order = filter_order(target, DELTA)
+    scale = calibrate(shapes, target, DELTA, past=past, order=order)
+    reached = filter_epsilon([*past, *(shape.at(scale) for shape in shapes)], DELTA, order)
+    assert target * (1 - 1e-3) <= reached <= target
+    # What the filter admits, PLD admits too: the order costs noise, never privacy.
+    assert scale >= calibrate(shapes, target, DELTA, past=past)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.05, 50.0), st.floats(0.002, 1.0), st.integers(1, 2000), st.sampled_from([(), PAST]))
+def test_limit_of_the_filter_is_never_passed(target, q, steps, past):
+    order = filter_order(target, DELTA)
+    shapes = [MechanismShape("poisson_gaussian", q, steps)]
+    if filter_epsilon(past, DELTA, order) >= target:
+        with pytest.raises(AccountingError, match="is spent already by the filter at order"):
+            calibrate(shapes, target, DELTA, past=past, order=order)
+        return
+    scale = calibrate(shapes, target, DELTA, past=past, order=order)
+    reached = filter_epsilon([*past, *(shape.at(scale) for shape in shapes)], DELTA, order)
+    assert reached <= target
+    assert scale == LEAST_NOISE or reached >= target * (1 - 1e-3)
+
+
+def test_limit_that_the_past_has_spent_by_the_filter_is_named_with_the_way_out():
+    past = (Mechanism("poisson_gaussian", 1.0, 0.0625, 800),)
+    order = filter_order(8.0, DELTA)
+    with pytest.raises(AccountingError, match=r"is spent already by the filter at order 4\. Only a larger epsilon"):
+        calibrate([DPSGD], 8.0, DELTA, past=past, order=order)
+
+
+def test_order_that_leaves_no_room_is_named():
+    # At order 2 the conversion alone costs log(1 / 2) - log(2 delta) = 10.1.
+    with pytest.raises(AccountingError, match=r"epsilon=8 .* by the filter at order 2 even with a noise"):
+        calibrate([DPSGD], 8.0, DELTA, order=2.0)
+
+
+def test_capped_batches_and_components_are_solved_like_any_other():
+    capped = MechanismShape("truncated_poisson_gaussian", 0.0625, 160, batch_cap=96, population=1000)
+    parts = MechanismShape("poisson_gaussian", 0.0625, 160, component_noise=(1.0, 2.0))
+    scale = calibrate([capped, parts], 8.0, DELTA, tolerance=1e-2)
+    first, second = capped.at(scale), parts.at(scale)
+    assert (first.batch_cap, first.population) == (96, 1000)
+    assert second.component_noise == (scale, 2 * scale)
+    assert 8.0 * (1 - 1e-2) <= epsilon([first, second], DELTA) <= 8.0
 
 
 def test_huge_epsilon_gets_the_least_noise():

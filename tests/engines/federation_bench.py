@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secure_fed.client.home import Home
-from secure_fed.client.site import SiteClient
+from secure_fed.client.home import Home, of_run
+from secure_fed.client.site import PENDING, SiteClient
 from secure_fed.engines.runner import Prepared, found, prepare
-from secure_fed.engines.simulated_sites import coordinator_key
+from secure_fed.engines.simulated_homes import coordinator_key
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.members import sites_of
@@ -82,7 +82,7 @@ class Bench:
         """The site as a new process would find it: only its home is left."""
         records = self.prepared.simulated.records[name]
         home, roster = Home(self.folder / "sites" / name), self.folder / "roster.json"
-        self.sites[name] = SiteClient(home, self.prepared.config, roster, lambda model: model.prepare(records))
+        self.sites[name] = SiteClient(home, self.prepared.config, roster, lambda: records)
 
     def round(self, step: int = 0, number: int = 0, run: str = "run", *, more: bool = False) -> RoundResult:
         """One round; with `more`, the next one is prepared on the way."""
@@ -112,5 +112,5 @@ class Bench:
             return []
         return [record.body for record in read_ledger(path) if isinstance(record.body, Reserve)]
 
-    def pending(self, site: str) -> bytes | None:
-        return self.home(site).get("pending")
+    def pending(self, site: str, run: str = "run") -> bytes | None:
+        return self.home(site).get(of_run(PENDING, run))

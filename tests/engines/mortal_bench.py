@@ -18,6 +18,7 @@ from federation_bench import Bench, RecordingTransport
 from secure_fed.client import halt as halting
 from secure_fed.client import home as homes
 from secure_fed.client.home import Home
+from secure_fed.client.witness import Witnesses
 from secure_fed.federation.wire import Parcel
 from secure_fed.ledger import Ledger
 from secure_fed.server.round import Coordinator, RoundBurned
@@ -76,7 +77,12 @@ def mortal(mortality: Mortality) -> Iterator[None]:
             self._path, lambda: appending(self, handle, data), lambda: os.write(handle, data[: len(data) // 2])
         )
 
-    dropping, dropping_all, appending = Home.drop, Home.drop_all, Ledger._write
+    def witness(self: Witnesses, handle: int, data: bytes) -> None:
+        mortality.write(
+            self.path, lambda: witnessing(self, handle, data), lambda: os.write(handle, data[: len(data) // 2])
+        )
+
+    witnessing, dropping, dropping_all, appending = Witnesses._write, Home.drop, Home.drop_all, Ledger._write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         patch.setattr(homes, "write_durably", durably(homes.write_durably))
@@ -84,6 +90,7 @@ def mortal(mortality: Mortality) -> Iterator[None]:
         patch.setattr(Home, "drop", drop)
         patch.setattr(Home, "drop_all", drop_all)
         patch.setattr(Ledger, "_write", append)
+        patch.setattr(Witnesses, "_write", witness)
         yield
 
 
@@ -101,8 +108,11 @@ class MortalBench(Bench):
 
     def restart(self, name: str) -> None:
         super().restart(name)
-        site, load = self.sites[name], self.sites[name]._load_records
-        site._load_records = lambda model: _prepared(name, load, model)
+        site = self.sites[name]
+        # The same records for every test in here: to prepare them takes longer than a round.
+        if name not in _RECORDS:
+            _RECORDS[name] = site._records
+        site.__dict__["_records"] = _RECORDS[name]
         self.sites[name] = _Mortal(self, name, site)  # type: ignore[assignment]
 
     def fork(self, folder: Path, mortality: Mortality) -> MortalBench:
@@ -132,13 +142,6 @@ class MortalBench(Bench):
 
 
 _RECORDS: dict[str, Any] = {}
-
-
-def _prepared(name: str, load: Callable[[Any], Any], model: Any) -> Any:
-    """The same records for every test in here: to prepare them takes longer than a round."""
-    if name not in _RECORDS:
-        _RECORDS[name] = load(model)
-    return _RECORDS[name]
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pytest
 from mortal_bench import MortalBench, Mortality, mortal
 
 from secure_fed.client.halt import halted
+from secure_fed.client.home import of_run
 from secure_fed.client.training import LocalTraining
 from secure_fed.config import compose_config, freeze
 from secure_fed.federation.wire import OK, Header, Parcel
@@ -100,7 +101,9 @@ def ends_well(bench: MortalBench) -> None:
     """The last round is one of all sites, prepared on the way, over one model."""
     last = bench.round(bench.number, bench.number, more=True)
     assert (last.survivors, last.traffic.exchanges) == (4, 3)
-    tracks = {bench.home(site).get_tensors("track")[1]["track/model/fusion"].tobytes() for site in bench.sites}
+    tracks = {
+        bench.home(site).get_tensors(of_run("track", "run"))[1]["track/model/fusion"].tobytes() for site in bench.sites
+    }
     assert len(tracks) == 1
 
 
@@ -182,7 +185,7 @@ def test_a_site_with_a_broken_file_answers_with_a_code_and_the_others_go_on(stea
     with mortal(mortality):
         bench = steady.fork(tmp_path / "run", mortality)
         if name == "pending":  # it is there only between a mask and its unmask
-            bench.home("site02").put("pending", b"an update")
+            bench.home("site02").put(of_run("pending", "run"), b"an update")
         for path in (bench.folder / "sites" / "site02" / "private").glob(f"{name}*.bin"):
             path.write_bytes(path.read_bytes()[:-1])
         charged, before = len(bench.reserves("site02")), len(bench.log)
@@ -203,8 +206,10 @@ def put_back(bench: MortalBench, copied: Path) -> None:
     bench.restart("site02")
 
 
-def test_a_home_put_back_whole_joins_again_and_what_it_forgot_is_a_named_limit(steady, tmp_path) -> None:
-    """Under an honest coordinator it follows again; its charges since then are gone, and it would release again."""
+def test_a_home_put_back_whole_halts_before_it_charges_and_what_it_says_until_then_is_a_named_limit(
+    steady, tmp_path
+) -> None:
+    """Its peers have what it said of its ledger. Until they tell it, it would release the same shares once more."""
     mortality = Mortality()
     with mortal(mortality):
         bench = steady.fork(tmp_path / "run", mortality)
@@ -223,8 +228,13 @@ def test_a_home_put_back_whole_joins_again_and_what_it_forgot_is_a_named_limit(s
         again = bench.sites["site02"].handle(first[0])
         assert again.body == first[1].body, "the same shares over the same list: nothing new is told"
         bench.go_on(2)
-        ends_well(bench)
-        assert halted(bench.home("site02")) is None
+        found = halted(bench.home("site02"))
+        assert found is not None
+        assert found.code == "ledger_behind"
+        assert [record.round for record in bench.reserves("site02")] == [0, 1], (
+            "nothing is charged on a ledger that lost"
+        )
+        assert bench.round(bench.number, bench.number, more=True).survivors == 3
 
 
 def test_a_home_put_back_whole_signs_a_second_list_which_alone_opens_nothing(steady, tmp_path) -> None:
@@ -249,3 +259,4 @@ def test_a_home_put_back_whole_signs_a_second_list_which_alone_opens_nothing(ste
     bodies = {Confirm.from_bytes(answer.body).signature for answer in signed}
     assert len(bodies) == 2
     assert 2 * bench.coordinator.federation.threshold > len(bench.sites)
+    assert halted(bench.home("site02")) is None, "its ledger lost nothing: witnesses keep charges, not lists"

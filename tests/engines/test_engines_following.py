@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from secure_fed.cli import app
 from secure_fed.client.halt import check_evidence, evidence_of, halted
+from secure_fed.client.home import of_run
 from secure_fed.errors import LedgerError, RunAborted
 from secure_fed.federation.announcement import Announcement
 from secure_fed.federation.track import Track
@@ -25,7 +26,7 @@ from secure_fed.server.training import Held
 
 
 def track_of(bench: Bench, site: str) -> Track:
-    stored = bench.home(site).get_tensors("track")
+    stored = bench.home(site).get_tensors(of_run("track", "run"))
     assert stored is not None
     facts, tensors = stored
     return Track.from_arrays(tensors, "track", facts["steps"])
@@ -111,7 +112,7 @@ def test_a_site_that_lost_its_model_asks_for_a_checkpoint(steady_config) -> None
     bench = Bench.make(steady_config("strategy=fedadam"))
     bench.round(0, 0, more=True)
     bench.round(1, 1, more=True)
-    bench.home("site03").drop("track")
+    bench.home("site03").drop(of_run("track", "run"))
     result = bench.round(2, 2, more=True)
     assert result.survivors == 5
     assert track_of(bench, "site03").digest == track_of(bench, "site01").digest
@@ -272,9 +273,9 @@ def test_a_site_that_was_shown_another_model_than_its_peers_halts_when_they_sign
 def test_a_forged_checkpoint_halts_the_site(steady_config) -> None:
     bench = Bench.make(steady_config())
     bench.round(0, 0)
-    bench.home("site01").drop("track")
+    bench.home("site01").drop(of_run("track", "run"))
     bench.round(1, 1)
-    bench.home("site01").drop("track")
+    bench.home("site01").drop(of_run("track", "run"))
 
     def forge(site: str, action: str, parcel: Parcel) -> Parcel:
         arrays = {
@@ -292,7 +293,7 @@ def test_a_checkpoint_needs_the_signatures_of_a_threshold_of_members(steady_conf
     bench = Bench.make(steady_config())
     bench.round(0, 0)
     bench.round(1, 1)
-    bench.home("site01").drop("track")
+    bench.home("site01").drop(of_run("track", "run"))
 
     def thin(site: str, action: str, parcel: Parcel) -> Parcel:
         if site != "site01" or not parcel.announcement:

@@ -9,7 +9,8 @@ import pytest
 from federation_bench import Bench
 
 from secure_fed.client.following import unpack_signed
-from secure_fed.client.home import Home
+from secure_fed.client.home import Home, of_run
+from secure_fed.client.site import PENDING
 from secure_fed.client.training import LocalTraining
 from secure_fed.errors import BudgetExhausted, ConfigError, RunAborted
 from secure_fed.federation.wire import OK, STAGES, Header, Parcel
@@ -280,16 +281,16 @@ def test_what_a_site_keeps_between_messages_is_encrypted(make_config, updates) -
     with pytest.raises(RunAborted):
         bench.round()
     home = Home(bench.folder / "sites" / "site01")
-    raw = (home.private / "pending.bin").read_bytes()
-    plain = home.get("pending")
+    raw = (home.private / f"{of_run(PENDING, 'run')}.bin").read_bytes()
+    plain = home.get(of_run(PENDING, "run"))
     assert plain is not None
     for update in updates["site01"].values():
         assert update[:8].tobytes() in plain
         assert update[:8].tobytes() not in raw
     assert home.private.stat().st_mode & 0o077 == 0
-    (home.private / "pending.bin").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    (home.private / f"{of_run(PENDING, 'run')}.bin").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(ConfigError, match="was changed"):
-        home.get("pending")
+        home.get(of_run(PENDING, "run"))
 
 
 @pytest.mark.parametrize("harm", ["changed", "deleted"])

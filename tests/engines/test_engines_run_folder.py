@@ -27,6 +27,8 @@ FILES = {
     "model.safetensors",
     "model_card.md",
     "report.html",
+    "epsilon_report.html",
+    "epsilon_report.json",
     "roster.json",
     "summary.json",
 }
@@ -36,6 +38,7 @@ FIELDS = {
     *("engine", "wall_s", "secagg", "insecure_reproducible"),
     # read by the report
     *("schema", "run", "name", "status", "method", "data", "seed", "auroc_per_label", "labels_left_out", "holdout"),
+    "evaluation",
     *("epsilon_target", "privacy", "unit", "relation", "rounds_burned", "rounds_charged_again", "resumed", "members"),
     *("components", "warnings", "data_notes", "versions"),
 }

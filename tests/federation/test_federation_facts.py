@@ -8,7 +8,7 @@ from secure_fed.accounting import epsilon
 from secure_fed.errors import ConfigError, SecAggError
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params, session_context
-from secure_fed.federation.plan import plan_for, repeated
+from secure_fed.federation.plan import plan_for
 from secure_fed.federation.wire import Header
 from secure_fed.identity import Member, Roster, SigningKey
 from secure_fed.secagg import k_regular
@@ -165,7 +165,7 @@ def test_a_plan_covers_every_planned_and_spare_round_and_stays_within_epsilon(ma
         assert {item.phase.name: item.rounds for item in plan.phases} == (
             {"classify": 7, "translate": 3} if site.owned == BOTH else {"classify": 7}
         )
-        everything = [repeated(item.per_round, item.rounds) for item in plan.phases]
+        everything = [item.in_all for item in plan.phases]
         assert plan.epsilon == epsilon(everything, config.privacy.delta)
         # Calibrated from below: never above the target, and not far under it.
         assert 0.97 * 3 < plan.epsilon <= 3

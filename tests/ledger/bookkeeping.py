@@ -5,31 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from secure_fed.accounting import Mechanism, epsilon, merge
+from secure_fed.accounting import Mechanism, epsilon, filter_order, merge
 from secure_fed.identity import Roster, SigningKey, canonical_json
-from secure_fed.ledger import Genesis, Ledger, Plan, PlannedPhase, Reserve, Settle
+from secure_fed.ledger import Close, Genesis, Ledger, Plan, PlannedPhase, Reserve, Settle
+from secure_fed.ledger.budget import Bookkeeper, planned_mechanisms
 from secure_fed.ledger.record import NO_PREVIOUS, make_record, make_rekey
 
 N = 400
 DELTA = 1e-5
 FIRST = Mechanism("poisson_gaussian", 1.5, 0.0625, 16)
 SECOND = Mechanism("poisson_gaussian", 2.0, 0.1, 8)
+RNG = "os_urandom_aes256ctr"
 
 
 def genesis(key, **changes):
+    limit, delta = changes.get("epsilon_limit", 8.0), changes.get("delta", DELTA)
     values = {
         "public_key": key.public_bytes.hex(),
         "unit": "record",
         "relation": "add_or_remove_one",
         "delta": DELTA,
-        "epsilon_limit": 8.0,
+        "epsilon_limit": limit,
+        "filter_order": filter_order(limit, delta) if limit is not None and 0 < limit < 1e6 else None,
         "declared_n": N,
+        "max_records_per_unit": 1,
+        "data_set": "films-2025",
         "lifetime_claim": True,
     }
     return Genesis(**{**values, **changes})
 
 
 def plan(rounds=3, **changes):
+    """The plan of a ledger's first run: what is held against the limit is its PLD epsilon."""
     phases = (
         PlannedPhase(
             name="encoders",
@@ -48,15 +55,35 @@ def plan(rounds=3, **changes):
     )
     values = {
         "run": "run-1",
+        "plan_hash": "cd" * 32,
         "method": "fin",
         "phases": phases,
         "epsilon": 8.0,
+        "filter_epsilon": None,
         "delta": DELTA,
         "accountant": "pld",
         "versions": {"torch": "2.13.0", "opacus": "1.6.0"},
-        "rng": "os",
+        "rng": RNG,
     }
-    return Plan(**{**values, **changes})
+    made = Plan(**{**values, **changes})
+    if "filter_epsilon" in changes or made.epsilon is None or not planned_mechanisms(made):
+        return made
+    cost = epsilon(planned_mechanisms(made), DELTA)
+    return made.model_copy(update={"filter_epsilon": cost})
+
+
+def further(items, **changes):
+    """The plan of a further run behind `items`, the first of which is a genesis body."""
+    books = Bookkeeper(items[0])
+    for item in items:
+        books.add(item)
+    made = plan(**{"run": "run-2", "filter_epsilon": None, **changes})
+    reached = books.standing().admission(planned_mechanisms(made), made.run)
+    return made.model_copy(update={"filter_epsilon": reached})
+
+
+def close(run="run-1", reason="finished"):
+    return Close(run=run, reason=reason)
 
 
 def reserve(round_, phase="encoders", **changes):
@@ -72,11 +99,14 @@ def reserve(round_, phase="encoders", **changes):
         "max_grad_norm": 1.0 if first else 0.5,
         "sampler": "poisson",
         "expected_batch": mechanism.sample_rate * N,
+        "physical_batch": 16,
         "unit": "record",
+        "max_records_per_unit": 1,
         "declared_n": N,
         "relation": "add_or_remove_one",
         "components": ("encoder.image", "fusion") if first else ("translator.image_to_text",),
         "model_hash": "ab" * 32,
+        "rng": RNG,
         "artefact": "update",
     }
     return Reserve(**{**values, **changes})

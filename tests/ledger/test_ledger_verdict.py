@@ -6,13 +6,14 @@ import json
 import time
 from io import StringIO
 
+import bookkeeping
 import pytest
-from bookkeeping import DELTA, N, forge, genesis, settle
+from bookkeeping import forge, genesis, reserve, settle
 from rich.console import Console
 
 from secure_fed.accounting import Mechanism
 from secure_fed.identity import Member, Roster, SigningKey
-from secure_fed.ledger import Plan, PlannedPhase, Reserve, render, verify
+from secure_fed.ledger import PlannedPhase, render, verify
 
 
 def _table(verdict, width=160):
@@ -75,37 +76,12 @@ def large_run(tmp_path):
             )
             for p in range(3)
         )
-        plan = Plan(
-            run="r",
-            method="fin",
-            phases=phases,
-            epsilon=50.0,
-            delta=DELTA,
-            accountant="pld",
-            versions={},
-            rng="os",
-        )
+        plan = bookkeeping.plan(run="r", phases=phases, epsilon=50.0)
         bodies = [genesis(key, epsilon_limit=50.0), plan]
         for round_ in range(50):
             for phase in phases:
-                charge = {
-                    "run": "r",
-                    "step": round_,
-                    "round": round_,
-                    "attempt": 0,
-                    "phase": phase.name,
-                    "mechanism": phase.mechanism,
-                    "max_grad_norm": 1.0,
-                    "sampler": "poisson",
-                    "expected_batch": phase.mechanism.sample_rate * N,
-                    "unit": "record",
-                    "declared_n": N,
-                    "relation": "add_or_remove_one",
-                    "components": ("fusion",),
-                    "model_hash": "00" * 32,
-                    "artefact": "update",
-                }
-                bodies.append(Reserve(**charge))
+                shown = {"mechanism": phase.mechanism, "max_grad_norm": 1.0, "components": ("fusion",)}
+                bodies.append(reserve(round_, phase.name, run="r", **shown))
             bodies.append(settle(round_, run="r"))
         path = tmp_path / "run" / "sites" / name / "ledger.jsonl"
         forge(path, name, key, bodies, [f"2025-06-01T12:00:00.{i:06d}Z" for i in range(len(bodies))])
@@ -122,3 +98,14 @@ def test_ten_sites_of_fifty_rounds_and_three_phases_take_under_ten_seconds(large
     assert verdict.ok, verdict.first_problem
     assert len({row.epsilon for row in verdict.rows}) == 10
     assert time.process_time() - start < 10
+
+
+@pytest.mark.slow
+def test_cross_check_of_ten_sites_of_fifty_rounds_and_three_phases_takes_under_a_minute(large_run):
+    from secure_fed.privacy.prv import prv_epsilon
+
+    start = time.process_time()
+    verdict = verify([large_run], cross_check=prv_epsilon)
+    assert verdict.ok, verdict.first_problem
+    assert all(row.prv_epsilon == pytest.approx(row.epsilon, rel=0.01, abs=0.005) for row in verdict.rows)
+    assert time.process_time() - start < 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from bookkeeping import (
@@ -13,6 +14,7 @@ from bookkeeping import (
     bodies,
     expected_epsilon,
     forge,
+    further,
     genesis,
     plan,
     reserve,
@@ -22,10 +24,11 @@ from bookkeeping import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secure_fed.accounting import Mechanism
+from secure_fed.accounting import Mechanism, joint_noise_multiplier
 from secure_fed.errors import ConfigError, LedgerError
 from secure_fed.identity import SigningKey
-from secure_fed.ledger import Ledger, Note, Off, PlannedPhase, verify
+from secure_fed.ledger import Ledger, Note, Off, PlannedPhase, read_ledger, verify
+from secure_fed.ledger.checks import beyond_limit
 from secure_fed.ledger.record import NO_PREVIOUS, make_record
 
 KEY = SigningKey.generate()
@@ -180,6 +183,20 @@ OPEN = PlannedPhase(name="encoders", mechanism=None, max_grad_norm=None, rounds=
 MORE_STEPS = Mechanism("poisson_gaussian", 1.5, 0.0625, 17)
 
 
+CAPPED = Mechanism("truncated_poisson_gaussian", 1.5, 0.0625, 16, batch_cap=50, population=N)
+OTHER_CAP = replace(CAPPED, batch_cap=60)
+SHRUNK = replace(CAPPED, population=N - 10)
+JOINT = Mechanism("poisson_gaussian", joint_noise_multiplier((2.0, 3.0)), 0.0625, 16, component_noise=(2.0, 3.0))
+
+
+def _plan_with(mechanism):
+    first, second = plan().phases
+    return plan(phases=(first.model_copy(update={"mechanism": mechanism}), second))
+
+
+capped, shrunk = _plan_with(CAPPED), _plan_with(SHRUNK)
+
+
 @pytest.mark.parametrize(
     ("items", "words"),
     [
@@ -193,6 +210,15 @@ MORE_STEPS = Mechanism("poisson_gaussian", 1.5, 0.0625, 17)
         ([plan(), reserve(0, relation="replace_one")], "record 2 charges with relation='replace_one'"),
         ([plan(), reserve(0, declared_n=2 * N)], "record 2 charges with declared_n=800"),
         ([plan(), reserve(0, expected_batch=64.0)], "record 2 expects batches of 64"),
+        ([plan(), reserve(0, max_records_per_unit=4)], "record 2 charges with max_records_per_unit=4"),
+        ([plan(), reserve(0, rng="insecure_reproducible")], "record 2 charges rng='insecure_reproducible', the plan"),
+        ([plan(rng="dice")], "record 1 plans noise from rng='dice'; known are os_urandom_aes256ctr"),
+        ([plan(), reserve(0, sampler="truncated_poisson")], "record 2 charges a poisson_gaussian mechanism with"),
+        ([plan(), reserve(0, mechanism=CAPPED)], "record 2 charges a truncated_poisson_gaussian mechanism with"),
+        ([capped, reserve(0, mechanism=CAPPED)], "record 2 charges a truncated_poisson_gaussian mechanism with"),
+        ([capped, reserve(0, mechanism=OTHER_CAP, sampler="truncated_poisson")], "record 2 charges batch_cap=60"),
+        ([shrunk, reserve(0, mechanism=SHRUNK, sampler="truncated_poisson")], "record 2 cuts batches out of 390 units"),
+        ([plan(), reserve(0, mechanism=JOINT)], "record 2 charges noise_multiplier="),
         (
             [plan(), reserve(0, sampler="none")],
             "record 2 charges a poisson_gaussian mechanism with sampler='none'",
@@ -219,10 +245,19 @@ def test_records_that_contradict_the_plan_are_named(tmp_path, items, words):
     assert words in _problem(path)
 
 
+def test_charge_that_would_clip_a_patient_in_parts_is_named(tmp_path):
+    patients = {"unit": "patient", "max_records_per_unit": 10}
+    for batch, words in ((9, "record 2 holds 9 records at one time, and one unit may have 10"), (10, None)):
+        items = [genesis(KEY, **patients), plan(), reserve(0, physical_batch=batch, **patients)]
+        assert words in (_problem(forge(tmp_path / "ledger.jsonl", "site01", KEY, items)) or [None])
+
+
 def test_charge_beyond_the_owners_limit_is_named(tmp_path):
-    limit = expected_epsilon(2) * 0.999
-    path = write(tmp_path / "ledger.jsonl", "site01", KEY, [genesis(KEY, epsilon_limit=limit), *bodies()])
-    assert "record 6 brings epsilon to" in _problem(path)
+    """Nothing within an admitted plan gets there: the check stands on its own, should the rule ever be wrong."""
+    first = genesis(KEY, epsilon_limit=expected_epsilon(2) * 0.999)
+    path = write(tmp_path / "ledger.jsonl", "site01", KEY, [first, *bodies()])
+    assert beyond_limit(read_ledger(path), first).startswith("record 6 brings epsilon to")
+    assert beyond_limit(read_ledger(path)[:6], first) is None
 
 
 def test_plan_repeated_after_a_restart_with_other_versions_is_the_same_plan(tmp_path):
@@ -286,12 +321,12 @@ def test_arbitrary_bytes_never_crash_the_verifier(tmp_path, good, junk):
 
 
 def test_epsilon_by_run_separates_runs_on_one_home(tmp_path):
-    second = [plan(run="run-2"), reserve(0, run="run-2")]
     first = genesis(KEY, epsilon_limit=20.0)
+    second = [further([first, *bodies()]), reserve(0, run="run-2")]
     verdict = verify([write(tmp_path / "ledger.jsonl", "site01", KEY, [first, *bodies(), *second])])
     assert verdict.ok, verdict.first_problem
     row = verdict.rows[0]
     assert set(row.epsilon_by_run) == {"run-1", "run-2"}
-    assert row.epsilon > row.epsilon_by_run["run-1"] > row.epsilon_by_run["run-2"] > 0
+    assert row.epsilon > row.pld_epsilon > row.epsilon_by_run["run-1"] > row.epsilon_by_run["run-2"] > 0
     assert row.delta == DELTA
     assert (plan().phases[0].mechanism, plan().phases[1].mechanism) == (FIRST, SECOND)

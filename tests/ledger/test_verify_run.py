@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from bookkeeping import N, bodies, expected_epsilon, forge, genesis, plan, reserve, settle, write
+from bookkeeping import N, bodies, expected_epsilon, forge, further, genesis, plan, reserve, settle, write
 
 from secure_fed.identity import Member, Roster, SigningKey
 from secure_fed.ledger import Off, PlannedPhase, verify
@@ -113,7 +113,8 @@ def test_interrupted_run_without_summary_verifies(books):
 
 
 def test_summary_that_hides_insecure_randomness_is_found_and_honest_one_is_flagged(books):
-    items = [plan(rng="insecure_reproducible"), *bodies()[1:]]
+    rng = "insecure_reproducible"
+    items = [body.model_copy(update={"rng": rng}) if hasattr(body, "rng") else body for body in bodies()]
     books.rewrite("site01", items)
     assert "denies insecure_reproducible" in _problem(books.folder)
     books.summary(insecure_reproducible=True)
@@ -150,18 +151,22 @@ def test_summary_of_a_run_without_privacy_may_claim_nothing(books):
 
 def test_summary_of_one_run_on_a_home_of_several_is_compared_with_that_run(books):
     for name, key in books.keys.items():
-        items = [*bodies(), plan(run="run-2"), reserve(0, run="run-2")]
-        books.rewrite(name, [genesis(key, epsilon_limit=20.0), *items])
+        items = [genesis(key, epsilon_limit=20.0), *bodies()]
+        books.rewrite(name, [*items, further(items), reserve(0, run="run-2")])
     books.summary(run="run-1")
     assert verify([books.folder]).ok
     books.summary()
     assert "claims epsilon" in _problem(books.folder)
 
 
+def _contradictory(*_, accountant="pld", **__):
+    return 2.0 if accountant == "pld" else 1.0
+
+
 def test_accountants_that_contradict_each_other_fail_the_verdict(tmp_path, good, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(good)
-    monkeypatch.setattr(sys.modules["secure_fed.ledger.verify"], "epsilon", lambda *_, **__: 0.1)
+    monkeypatch.setattr(sys.modules["secure_fed.ledger.recompute"], "epsilon", _contradictory)
     assert "record 7 ends at a PLD epsilon of" in _problem(path)
 
 

@@ -13,11 +13,14 @@ from secure_fed.data.records import ModalitySpec, Records, Schema
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.privacy.dpsgd import clipped_gradient_sum
 from secure_fed.privacy.noise import ReproducibleNoise
-from secure_fed.privacy.plan import GaussianPlan
+from secure_fed.privacy.plan import BackEnd, GaussianPlan
+from secure_fed.privacy.sensitivity import leave_one_out_sensitivity
 
 REPORTS = ("cardiomegaly with small effusion", "no effusion or pneumothorax", "possible edema", "zzz qqq")
 PAIRS = [("image", "report"), ("report", "image")]
+TRANSLATORS = tuple(f"translator.{a}_to_{b}" for a, b in PAIRS)
 ENCODERS_AND_FUSION = ("encoder.image", "encoder.report", "encoder.vitals", "fusion")
 
 
@@ -26,6 +29,9 @@ class SilentNoise(ReproducibleNoise):
 
     def normal(self, shape: Sequence[int], std: float, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)
+
+    def noised(self, total: Tensor, std: float) -> Tensor:
+        return total.clone()
 
 
 def make_schema(side: int = 16) -> Schema:
@@ -49,7 +55,8 @@ def make_model(side: int = 16, seed: int = 0, **config: object) -> MultimodalMod
     return model
 
 
-def make_batch(model: MultimodalModel, n: int = 6, seed: int = 0) -> Batch:
+def make_batch(model: MultimodalModel, n: int = 6, seed: int = 0, patients: Sequence[int] | None = None) -> Batch:
+    """`n` records; with `patients` a patient's number for each, and the patient is the unit."""
     rng = np.random.default_rng(seed)
     schema = model.schema
     presence = {name: rng.random(n) < 0.8 for name in schema.names}
@@ -66,9 +73,9 @@ def make_batch(model: MultimodalModel, n: int = 6, seed: int = 0) -> Batch:
         },
         presence=presence,
         labels=(rng.random((n, 3)) < 0.4).astype(np.float32),
-        unit_ids=np.array([f"p{i}" for i in range(n)]),
+        unit_ids=np.array([f"p{i}" for i in (range(n) if patients is None else patients)]),
     )
-    return model.prepare(records)
+    return model.prepare(records, "record" if patients is None else "patient")
 
 
 def classification_loss(model: MultimodalModel, batch: Batch) -> Tensor:
@@ -90,14 +97,56 @@ def translation_loss(model: MultimodalModel, batch: Batch) -> Tensor:
 
 Loss = Callable[[MultimodalModel, Batch], Tensor]
 
+SHIPPED = {
+    "filterbank, ngrams, linear": ({}, ENCODERS_AND_FUSION, classification_loss),
+    "small_cnn, tabular mlp": (
+        {"image": {"name": "small_cnn"}, "tabular": {"name": "mlp"}},
+        ENCODERS_AND_FUSION,
+        classification_loss,
+    ),
+    "resnet18": ({"image": {"name": "resnet18"}}, ("encoder.image", "fusion"), classification_loss),
+    "bert_small": (
+        {"text": {"name": "bert_small", "hidden": 16, "max_tokens": 12, "hash_buckets": 8}},
+        ("encoder.report", "fusion"),
+        classification_loss,
+    ),
+    "translator mlp": ({}, TRANSLATORS, translation_loss),
+    "translator linear": ({"translator": {"name": "linear"}}, TRANSLATORS, translation_loss),
+    "translator transformer": ({"translator": {"name": "transformer"}}, TRANSLATORS, translation_loss),
+    "translator normalised": (
+        {"translator": {"name": "mlp", "normalise_output": True}},
+        TRANSLATORS,
+        translation_loss,
+    ),
+}
+
+
+def shipped(name: str) -> tuple[MultimodalModel, Sequence[str], Loss]:
+    """A model away from zero, the components that a loss trains, and the loss."""
+    config, components, loss = SHIPPED[name]
+    return make_model(side=16, **config), components, loss
+
+
+def sensitivity(
+    model: MultimodalModel,
+    components: Sequence[str],
+    loss: Loss,
+    batch: Batch,
+    bound: float,
+    back_end: BackEnd = "hooks",
+) -> float:
+    """The most that one unit of `batch` changes the clipped sum, over the bound."""
+    return leave_one_out_sensitivity(
+        lambda records: clipped_gradient_sum(model, components, loss, records, bound, back_end), batch, bound
+    )
+
 
 def reference_gradients(model: MultimodalModel, components: Sequence[str], loss: Loss, batch: Batch) -> Tensor:
-    """Per-record gradients [B, P] by plain autograd, one record after another."""
+    """Gradients by unit [U, P] by plain autograd, one unit after another in ascending order of their numbers."""
     parameters = [p for component in components for p in model.component_parameters(component)]
     rows = []
-    for i in range(len(batch)):
-        value = loss(model, batch.select(torch.tensor([i])))
-        assert value.shape == (1,)
+    for unit in sorted(set(batch.units.tolist())):
+        value = loss(model, batch.select(batch.units == unit))
         gradients = torch.autograd.grad(value.sum(), parameters, allow_unused=True)
         rows.append(
             torch.cat(

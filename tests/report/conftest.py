@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from secure_fed.accounting import Mechanism, epsilon
+from secure_fed.accounting import Mechanism, epsilon, filter_order
 from secure_fed.identity import Member, Roster, SigningKey
-from secure_fed.ledger import Genesis, Ledger, Plan, PlannedPhase, Reserve
+from secure_fed.ledger import Close, Genesis, Ledger, Off, Plan, PlannedPhase, Reserve, Settle, standing
+from secure_fed.ledger.budget import planned_mechanisms
 
 RUN = "5f2c9a0b7d1e4c33"
 DELTA = 1e-5
@@ -48,6 +49,15 @@ class Example:
     config: str = 'name: fin\nmethod:\n  name: fin\nfederation:\n  ownership: "5:1:4"\n'
     noise: dict[str, float] = field(default_factory=dict)
     keys: dict[str, SigningKey] = field(default_factory=dict)
+    unit: str = "record"
+    most: int = 1
+    limit: float = 8.0
+    lifetime_claim: bool = False
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def rng(self) -> str:
+        return "insecure_reproducible" if self.reproducible else "os_urandom_aes256ctr"
 
     def phase(self, step: int) -> str:
         return "translate" if self.rounds > 1 and step >= self.rounds * 5 // 6 else "classify"
@@ -126,6 +136,7 @@ class Example:
             "auroc_macro_missing": steps[-1]["auroc_macro_missing"],
             "auroc_per_label": {name: 0.91 - 0.06 * i for i, name in enumerate(self.labels)},
             "labels_left_out": ["Pleural Other"],
+            "evaluation": {"name": "holdout"},
             "holdout": {"records": 1250, "patients": 480},
             "epsilon": spent,
             "epsilon_max": max(spent.values()) if dp else None,
@@ -133,7 +144,7 @@ class Example:
             "delta": DELTA if dp else None,
             "accountant": "pld",
             "privacy": self.privacy,
-            "unit": "record",
+            "unit": self.unit,
             "relation": "add_or_remove_one",
             "rounds": self.rounds,
             "rounds_burned": 0,
@@ -209,42 +220,63 @@ class Example:
         key = self.keys[site]
         genesis = Genesis(
             public_key=key.public_bytes.hex(),
-            unit="record",
+            unit=self.unit,
             relation="add_or_remove_one",
             delta=DELTA,
-            epsilon_limit=8.0,
+            epsilon_limit=self.limit if self.privacy == "dp" else None,
+            filter_order=filter_order(self.limit, DELTA) if self.privacy == "dp" else None,
             declared_n=375,
-            lifetime_claim=False,
+            max_records_per_unit=self.most,
+            data_set="example",
+            lifetime_claim=self.lifetime_claim,
         )
         with Ledger.create(path, site, key, genesis) as ledger:
-            if self.privacy == "dp":
-                ledger.append(self.plan(site))
-            for step in range(self.rounds if self.privacy == "dp" else 0):
-                if self.takes_part(site, step):
-                    ledger.append(self.reserve(site, step))
+            for run in (*self.earlier, RUN):
+                self.write_run(ledger, site, run)
+                if run != RUN:
+                    ledger.append(Close(run=run, reason="finished"))
 
-    def plan(self, site: str) -> Plan:
+    def write_run(self, ledger: Ledger, site: str, run: str) -> None:
+        steps = [step for step in range(self.rounds) if self.takes_part(site, step)]
+        if self.privacy == "off":
+            for step in steps:
+                ledger.append(Off(run=run, step=step, round=step, phase=self.phase(step)))
+            return
+        ledger.append(self.plan(site, run, ledger))
+        for step in steps:
+            ledger.append(self.reserve(site, step, run))
+            ledger.append(Settle(run=run, step=step, round=step, attempt=0, outcome="released"))
+
+    def plan(self, site: str, run: str, ledger: Ledger) -> Plan:
+        steps = [step for step in range(self.rounds) if self.takes_part(site, step)]
         phases = tuple(
             PlannedPhase(
-                name=self.phase(step),
+                name=name,
                 mechanism=self.mechanism(site),
                 max_grad_norm=1.0,
-                rounds=self.rounds,
-                components=tuple(c for c in self.components(step) if site in self.owners(c)),
+                rounds=sum(self.phase(step) == name for step in steps),
+                components=tuple(c for c in COMPONENTS if site in self.owners(c)),
             )
-            for step in (0, self.rounds - 1)
-            if self.takes_part(site, step)
+            for name in dict.fromkeys(map(self.phase, steps))
         )
-        rng = "insecure_reproducible" if self.reproducible else "os"
-        return Plan(
-            run=RUN,
+        plan = Plan(
+            run=run,
+            plan_hash="cd" * 32,
             method="fin",
             phases=phases,
-            epsilon=8.0,
+            epsilon=self.limit,
+            filter_epsilon=None,
             delta=DELTA,
             accountant="pld",
             versions={"torch": "2.13.0"},
-            rng=rng,
+            rng=self.rng,
+        )
+        planned = planned_mechanisms(plan)
+        return plan.model_copy(
+            update={
+                "epsilon": epsilon(planned, DELTA),
+                "filter_epsilon": standing(ledger.records).admission(planned, run),
+            }
         )
 
     def reserve(self, site: str, step: int, run: str = RUN) -> Reserve:
@@ -258,11 +290,14 @@ class Example:
             max_grad_norm=1.0,
             sampler="poisson",
             expected_batch=93.75,
-            unit="record",
+            physical_batch=32,
+            unit=self.unit,
+            max_records_per_unit=self.most,
             declared_n=375,
             relation="add_or_remove_one",
             components=tuple(c for c in self.components(step) if site in self.owners(c)),
             model_hash="ab" * 32,
+            rng=self.rng,
             artefact="update",
         )
 

@@ -174,8 +174,8 @@ class Timeless(SessionContext):
 class LongTermKeys(ClientSession):
     """Naive: one key pair for shares for ever, and nothing of the session in what is sealed."""
 
-    def advertise(self, basis):
-        draft = Advertise.from_bytes(super().advertise(basis))
+    def advertise(self, basis, notice=b""):
+        draft = Advertise.from_bytes(super().advertise(basis, notice))
         state = self._state
         state.cipher_private = hashlib.sha256(state.me.encode()).digest()
         draft = dataclasses.replace(draft, cipher_key=keys.public_of(state.cipher_private))

@@ -114,6 +114,8 @@ class Federation:
         vectors: member -> component -> uint32 levels.
         bases, models: member -> what it starts from and trains on, where that is not BASIS and MODEL.
         basis: what the server compares advertisements with; None for a server that does not.
+        notices: member -> what it says to all.
+        notes: dealer -> holder -> what it says to that one.
     """
 
     context: SessionContext
@@ -121,6 +123,8 @@ class Federation:
     models: Mapping[str, bytes] = field(default_factory=dict)
     bases: Mapping[str, bytes] = field(default_factory=dict)
     basis: bytes | None = BASIS
+    notices: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -150,11 +154,13 @@ class Federation:
         """Let a session make its message for the stage."""
         name = session.name
         if stage is Stage.ADVERTISE:
-            return Reply(session.advertise(self.bases.get(name, BASIS)))
+            return Reply(session.advertise(self.bases.get(name, BASIS), self.notices.get(name, b"")))
+        if stage is Stage.SHARE:
+            return Reply(session.share(request, lambda notices: self.notes.get(name, {})))
         if stage is Stage.MASK:
             masked = session.mask(request, self.sources(name), self.models.get(name, MODEL), self.threads)
             return Reply(masked.message, masked.slices)
-        steps = {Stage.SHARE: session.share, Stage.CONFIRM: session.confirm, Stage.UNMASK: session.unmask}
+        steps = {Stage.CONFIRM: session.confirm, Stage.UNMASK: session.unmask}
         return Reply(steps[stage](request))
 
     def reply(self, name: str, stage: Stage, request: bytes) -> Reply:

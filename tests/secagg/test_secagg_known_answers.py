@@ -14,7 +14,7 @@ from secure_fed.secagg import ComponentSpec, KRegular, SecAggParams, SessionCont
 from secure_fed.secagg.encoding import encode
 from secure_fed.secagg.graph import random_graph
 from secure_fed.secagg.session import advertisements_hash, survivors_statement
-from secure_fed.secagg.shares import share_hash, shares_statement
+from secure_fed.secagg.shares import note_hash, share_hash, shares_statement
 
 VECTORS = Path(__file__).parent / "vectors"
 
@@ -49,7 +49,8 @@ def statement(of: str, inputs: dict) -> bytes:
     if of == "survivors":
         return survivors_statement(**inputs)
     ids = inputs["kid"], inputs["dealer"], inputs["holder"]
-    return shares_statement(*ids, {name: share_hash(*ids, name, share) for name, share in inputs["shares"].items()})
+    hashes = {name: share_hash(*ids, name, share) for name, share in inputs["shares"].items()}
+    return shares_statement(*ids, hashes, note_hash(*ids, inputs["padded_note"]))
 
 
 @cases("statements")

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from secure_fed.engines.simulated_sites import simulate
 from secure_fed.federation.facts import Federation
 from secure_fed.models.batch import Batch
-from secure_fed.server.evaluation import ALL_PRESENT, evaluate, predict, score, without
+from secure_fed.server.evaluation import ALL_PRESENT, evaluate, predict, score
 
 LABELS = ("rare", "common", "unknown", "constant")
 
@@ -72,7 +72,7 @@ def test_a_view_without_a_modality_cannot_depend_on_it(trained_shape) -> None:
     other = Batch(spoiled, holdout.presence, holdout.labels, holdout.label_mask)
     seen, unseen = (predict(federation.method, model, batch) for batch in (holdout, other))
     assert np.abs(seen - unseen).max() > 1e-3, "the model ignores images: the test could not fail"
-    blind, also_blind = (predict(federation.method, model, without(batch, "image")) for batch in (holdout, other))
+    blind, also_blind = (predict(federation.method, model, batch.without({"image"})) for batch in (holdout, other))
     np.testing.assert_array_equal(blind, also_blind)
     assert np.abs(seen - blind).max() > 1e-3
 
@@ -81,7 +81,7 @@ def test_evaluation_has_a_view_with_everything_and_one_without_each_modality(tra
     federation, model, holdout = trained_shape
     scores = evaluate(federation.method, model, holdout, federation.schema.labels)
     assert set(scores) == {ALL_PRESENT, "image", "text"}
-    for name, view in {ALL_PRESENT: holdout, "image": without(holdout, "image")}.items():
+    for name, view in {ALL_PRESENT: holdout, "image": holdout.without({"image"})}.items():
         probabilities = predict(federation.method, model, view)
         assert scores[name] == score(federation.schema.labels, view, probabilities)
     assert holdout.presence["image"].all(), "evaluation changed the batch that it was given"
