@@ -140,6 +140,11 @@ def _to_the_run(policy: Policy, federation: Federation, site: Site) -> Iterator[
         yield f"{' and '.join(weak)} is refused in compliance mode, which no switch turns off: run without it"
     if "any" not in policy.allowed_methods and config.method.name not in policy.allowed_methods:
         yield from _not_among("allowed_methods", policy.allowed_methods, f"method={config.method.name}")
+    if policy.lifetime_claim and config.insecure_reproducible:
+        yield (
+            "insecure_reproducible=true protects nothing, and this home's lifetime_claim=true says what all uses of "
+            f"its data cost: {_way('insecure_reproducible=false')}"
+        )
     if site.declared_n != policy.declared_n:
         yield (
             f"the roster declares N={site.declared_n}, the policy declared_n={policy.declared_n}: the consortium signs "

@@ -243,7 +243,10 @@ class SiteClient:
         return Parcel(arrays=self._update(header, self._follow(header, parcel)))
 
     def _finish(self, header: Header) -> Parcel:
-        """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal."""
+        """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal.
+
+        The answer is the ledger's last anchor: no advertisement follows that others would have kept.
+        """
         if not Ledger.is_begun(self.home.ledger_path):
             return Parcel()
         with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
@@ -251,7 +254,8 @@ class SiteClient:
         for name in (PENDING, TRACK):
             self.home.drop(of_run(name, header.run))
         self._sessions.forget_run(header.run)
-        return Parcel()
+        anchor = own_anchor(self.home, self.policy.site)
+        return Parcel() if anchor is None else Parcel(body=anchor.to_line())
 
     # -- pieces ----------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from secure_fed.federation.plan import SitePlan, plan_for
 from secure_fed.federation.track import Track, initial_track, solve_statistics
 from secure_fed.files import write_whole
 from secure_fed.identity import SigningKey
+from secure_fed.ledger import ANCHORS
 from secure_fed.privacy.histograms import HistogramPlan
 from secure_fed.report import write_epsilon_report, write_model_card, write_report
 from secure_fed.server.evaluation import Scores
@@ -245,7 +246,9 @@ def serve_schedule(
         _unverified_step(federation),
     )
     held, scores = trainer.run(held, progress)
-    coordinator.finish(Place(progress.run, progress.step, progress.round))
+    anchors = coordinator.finish(Place(progress.run, progress.step, progress.round))
+    lines = [anchor.to_line().decode() + "\n" for anchor in sorted(anchors, key=lambda anchor: anchor.site)]
+    write_whole(folder / ANCHORS, "".join(lines))
     return Trained(held.track, scores, progress)
 
 

@@ -4,7 +4,7 @@ Neither torch nor flwr is imported in here.
 """
 
 from secure_fed.ledger.anchor import Anchor, make_anchor
-from secure_fed.ledger.anchoring import WITNESS, read_anchors
+from secure_fed.ledger.anchoring import ANCHORS, WITNESS, read_anchors
 from secure_fed.ledger.budget import Standing, standing
 from secure_fed.ledger.chain import Rotation, read_ledger, rotations, signing_keys, spent
 from secure_fed.ledger.ledger import Ledger
@@ -26,6 +26,7 @@ from secure_fed.ledger.verdict import Row, Verdict, render
 from secure_fed.ledger.verify import verify
 
 __all__ = [
+    "ANCHORS",
     "WITNESS",
     "Anchor",
     "Body",

@@ -14,6 +14,8 @@ from secure_fed.ledger.anchor import Anchor
 from secure_fed.ledger.record import Record, parse_line
 
 WITNESS = "witness.jsonl"
+ANCHORS = "anchors.jsonl"
+"""In a run folder: what the coordinator was told of every ledger when the run was over."""
 _LEDGER = "ledger.jsonl"
 
 
@@ -43,7 +45,9 @@ class Anchoring:
 
 
 def read_anchors(paths: Iterable[Path]) -> Anchors:
-    """The anchors of files (a line each), of site homes and of run folders (`witness.jsonl` of every home).
+    """The anchors of files (a line each), of site homes and of run folders.
+
+    A run folder has the `witness.jsonl` of every home in it, and the `anchors.jsonl` of its coordinator.
 
     A last line that a crash left unfinished is a remark. Raises ConfigError where a path holds no anchors or any
     other line is none: what would tell against a ledger must not get lost in silence.
@@ -105,6 +109,7 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
         return [(path, None)]
     homes = sorted((path / "sites").iterdir()) if (path / "sites").is_dir() else [path]
     files = [(home / WITNESS, _owner(home)) for home in homes if (home / WITNESS).is_file()]
+    files += [(path / ANCHORS, None)] if (path / ANCHORS).is_file() else []
     if not files:
         raise ConfigError(
             f"{path} holds no anchors: give a file of anchors, a site's home (with {WITNESS}) or a run folder whose "

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from secure_fed.errors import BudgetExhausted, RunAborted, SecAggError
+from secure_fed.errors import BudgetExhausted, LedgerError, RunAborted, SecAggError
 from secure_fed.federation.announcement import Outcome
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
 from secure_fed.federation.track import Track, contributors_of, counts_of, means_of
 from secure_fed.federation.wire import NEEDS_CHECKPOINT, OK, Array, Header, Parcel, Transport, hash_arrays
 from secure_fed.identity import Roster, SigningKey
+from secure_fed.ledger import Anchor
 from secure_fed.secagg import ServerSession, Stage, pack, wire_bits
 from secure_fed.server.announced import Announced, Opened
 from secure_fed.strategies import Vector
@@ -126,14 +127,25 @@ class Coordinator:
             "or raise secagg.max_attempts"
         )
 
-    def finish(self, place: Place) -> None:
-        """Tell every site that the run is over, so that it frees what was planned and not charged; best effort."""
+    def finish(self, place: Place) -> list[Anchor]:
+        """Tell every site that the run is over, so that it frees what was planned and not charged; best effort.
+
+        Returns the last anchors of the ledgers of those that answered, each as its site signed it.
+        """
         header = Header(place.run, place.step, place.round, self.attempt)
         self.attempt += 1
         sites = (site.name for site in self.federation.sites)
         requests = {name: Parcel("finish", name, OK, header.to_bytes()) for name in sites}
-        for _ in self._send(requests, {}, Traffic(), optional=requests.keys()):
-            pass
+        anchors = []
+        for site, answer in self._send(requests, {}, Traffic(), optional=requests.keys()):
+            try:
+                anchor = Anchor.from_line(answer.body)
+            except LedgerError:
+                continue  # a site without a ledger, or one that says something else
+            public = bytes.fromhex(self.roster.members[site].public_key)
+            if anchor.site == site and anchor.signed_by(public):
+                anchors.append(anchor)
+        return anchors
 
     # -- secure ----------------------------------------------------------------------------------------
 

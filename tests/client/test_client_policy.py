@@ -242,6 +242,14 @@ def test_compliance_refuses_every_weakness_whatever_else_the_policy_allows(make_
     assert refusal.value.exit_code == 3
 
 
+def test_a_home_that_speaks_for_the_life_of_its_data_takes_no_noise_that_can_be_repeated(make_config, policy) -> None:
+    federation = federation_of(make_config("insecure_reproducible=true"))
+    lenient = policy.model_copy(update={"compliance": False})
+    admit(lenient, federation)
+    with pytest.raises(PolicyRefusal, match="insecure_reproducible=true protects nothing"):
+        admit(lenient.model_copy(update={"lifetime_claim": True}), federation)
+
+
 def test_all_objections_are_raised_at_once(make_config, policy) -> None:
     config = make_config("privacy=off", "strategy=flower")
     with pytest.raises(PolicyRefusal) as refusal:

@@ -21,6 +21,7 @@ from secure_fed.identity import Roster
 from secure_fed.ledger import read_ledger, spent
 
 FILES = {
+    "anchors.jsonl",
     "config.yaml",
     "data_notes.json",
     "metrics.jsonl",
@@ -39,6 +40,7 @@ FIELDS = {
     # read by the report
     *("schema", "run", "name", "status", "method", "data", "seed", "auroc_per_label", "labels_left_out", "holdout"),
     "evaluation",
+    "max_records_per_unit",
     *("epsilon_target", "privacy", "unit", "relation", "rounds_burned", "rounds_charged_again", "resumed", "members"),
     *("components", "warnings", "data_notes", "versions"),
 }
@@ -66,8 +68,23 @@ def test_every_file_is_there_and_no_temporary_one(finished_run: Path) -> None:
     assert {path.name for path in finished_run.iterdir() if path.is_file()} == FILES
     assert {path.name for path in finished_run.iterdir() if path.is_dir()} == {"checkpoint", "private", "sites"}
     for site in (finished_run / "sites").iterdir():
-        assert {path.name for path in site.iterdir()} == {"policy.yaml", "ledger.jsonl", "private"}
+        assert {path.name for path in site.iterdir()} == {"policy.yaml", "ledger.jsonl", "witness.jsonl", "private"}
         assert not yaml.safe_load((site / "policy.yaml").read_text())["lifetime_claim"]
+
+
+def test_when_a_run_is_over_each_ledger_is_anchored_to_its_last_record(finished_run: Path, tmp_path: Path) -> None:
+    verdict = verify([finished_run], anchors=[finished_run])
+    assert verdict.ok, verdict.problems
+    assert [row.anchored for row in verdict.rows] == [row.records for row in verdict.rows]
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy)
+    ledger = copy / "sites" / "site02" / "ledger.jsonl"
+    *lines, _close = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines))
+    assert verify([copy]).ok, "without anchors a missing end is not noticed"
+    found = verify([copy], anchors=[finished_run / "anchors.jsonl"])
+    assert "site02" in str(found.first_problem)
+    assert "cut off" in str(found.first_problem)
 
 
 def test_summary_has_every_field_and_agrees_with_metrics(finished_run: Path) -> None:
