@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from secure_fed.accounting import Mechanism, epsilon, epsilon_by_round, epsilon_curve, patient_epsilon
-from secure_fed.client.books import plan_at
 from secure_fed.config import compose_config, freeze
-from secure_fed.engines.simulated_homes import kept_home
+from secure_fed.engines.simulated_homes import kept_home, plan_of, policy_of
 from secure_fed.engines.simulated_sites import simulate
-from secure_fed.errors import BudgetExhausted, ConfigError
+from secure_fed.errors import ConfigError, PolicyRefusal
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
-from secure_fed.federation.plan import PlannedPhase, SitePlan, plan_for
+from secure_fed.federation.plan import PlannedPhase, SitePlan
 from secure_fed.ledger import Ledger, Standing, read_ledger, standing
 from secure_fed.privacy.plan import GaussianPlan
 
@@ -112,7 +111,7 @@ def plan_view(overrides: Sequence[str]) -> PlanView:
     for site in federation.sites:
         try:
             found = _ask(federation, site)
-        except BudgetExhausted as error:
+        except PolicyRefusal as error:
             refused[site.name] = str(error)
         else:
             asked.setdefault(found.key, []).append(found)
@@ -157,22 +156,12 @@ class _Asked:
 
 
 def _ask(federation: Federation, site: Site) -> _Asked:
-    config = federation.config
-    home = kept_home(config, site.name)
-    if home is None:
-        plan, books, limit = plan_for(federation, site), None, config.federation.lifetime_epsilon
-    else:
-        begun = Ledger.is_begun(home.ledger_path)
-        books = standing(read_ledger(home.ledger_path)) if begun else None
-        plan, limit = plan_at(home, federation, site), home.policy().epsilon
+    home = kept_home(federation.config, site.name)
+    begun = home is not None and Ledger.is_begun(home.ledger_path)
+    plan = plan_of(federation, site)
     assert plan is not None  # noqa: S101 - privacy is on
-    found = _Asked(site, plan, books, limit or config.privacy.epsilon)
-    if found.admitted > found.limit:
-        raise BudgetExhausted(
-            f"{site.name}: with this run in full epsilon would be {found.admitted:.4g} over the life of the data, and "
-            f"the owner allows {found.limit:g}; `secure-fed site budget` shows what holds it"
-        )
-    return found
+    books = standing(read_ledger(home.ledger_path)) if home is not None and begun else None
+    return _Asked(site, plan, books, policy_of(federation, site).epsilon)
 
 
 def _group(federation: Federation, members: Sequence[_Asked]) -> GroupView:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from secure_fed.accounting import filter_order
 from secure_fed.client.home import Home
-from secure_fed.client.policy import Policy
+from secure_fed.client.policy import Policy, admit
 from secure_fed.client.witness import require_whole, watched
 from secure_fed.errors import BudgetExhausted, PolicyRefusal
 from secure_fed.federation.facts import Federation, Site
@@ -88,16 +88,22 @@ def past_of(records: Sequence[Record], policy: Policy, run: str | None) -> Past:
     return Past(books.commitments(without=run), limit, genesis.delta, genesis.filter_order, genesis.relation)
 
 
-def require_admitted(ledger: Ledger, policy: Policy, run: str, plan: SitePlan) -> float:
+def unspent(policy: Policy) -> Past:
+    """What a home finds that has given nothing away yet: its owner's limit alone."""
+    order = filter_order(policy.epsilon, policy.delta)
+    return Past((), policy.epsilon, policy.delta, order, policy.relation)
+
+
+def require_admitted(records: Sequence[Record], policy: Policy, run: str, plan: SitePlan) -> float:
     """The epsilon that is held against the owner's limit, with this plan in full; raises BudgetExhausted beyond it."""
-    limit = past_of(ledger.records, policy, run).limit
-    books = standing(ledger.records)
+    limit = past_of(records, policy, run).limit
+    books = standing(records)
     reached = books.admission(plan.mechanisms, run)
     if reached > limit and books.runs and books.runs[0].run != run and books.is_filled_by_the_first(limit):
         raise BudgetExhausted(f"{policy.site}: {filled_by_the_first(limit)}")
     if reached > limit:
         raise BudgetExhausted(
-            f"{policy.site}: with run {run} in full epsilon would be {reached:.4g}, and the owner allows {limit:g} "
+            f"{policy.site}: with {f'run {run}' if run else 'this run'} in full epsilon would be {reached:.4g}, and the owner allows {limit:g} "
             "over the whole life of the data; `secure-fed site budget` shows what was spent and what open runs hold"
         )
     return reached
@@ -114,16 +120,24 @@ def filled_by_the_first(limit: float) -> str:
 def plan_at(home: Home, federation: Federation, site: Site, run: str | None = None) -> SitePlan | None:
     """What a home's gate would make of a run, asked from outside and without writing; None where privacy is off.
 
-    The plan of `run` if the ledger holds it, else the one that would be fixed now. Raises as `plan_for`.
+    The plan of `run` if the ledger holds it, else the one that would be fixed now. Raises PolicyRefusal and
+    BudgetExhausted where the gate would, ConfigError as `plan_for`.
     """
-    if federation.config.privacy.mode == "off" or not Ledger.is_begun(home.ledger_path):
-        return plan_for(federation, site)
-    records = read_ledger(home.ledger_path)
+    if federation.config.privacy.mode == "off":
+        return None
     policy = home.policy()
-    books = standing(records).run(run) if run is not None else None
+    records = read_ledger(home.ledger_path) if Ledger.is_begun(home.ledger_path) else []
+    books = standing(records).run(run) if records and run is not None else None
     if books is not None and books.plan is not None:
         return plan_on_record(federation, site, books.plan)
-    return plan_for(federation, site, past_of(records, policy, run))
+    admit(policy, federation)
+    if not records:
+        return plan_for(federation, site, unspent(policy))
+    require_no_less(policy, standing(records).genesis)
+    plan = plan_for(federation, site, past_of(records, policy, run))
+    assert plan is not None  # noqa: S101 - privacy is on
+    require_admitted(records, policy, run or "", plan)
+    return plan
 
 
 def require_open(ledger: Ledger, site: str, run: str) -> None:

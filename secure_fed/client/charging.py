@@ -49,46 +49,51 @@ class Charges:
         else:
             plan = plan_on_record(self.federation, self.site, books.plan)
             # The owner may have lowered the limit since; only what this run still has in its plan can be asked for.
-            require_admitted(self.ledger, self.policy, header.run, plan)
+            require_admitted(self.ledger.records, self.policy, header.run, plan)
             preflight(plan)
         self._require_rounds_left(header.run, plan, phases)
         return plan
 
-    def reserve(self, header: Header, planned: PlannedPhase, model_hash: bytes) -> None:
-        """Charge one round of one phase; when this returns the charge survives a power cut."""
-        sampled = isinstance(planned.release, GaussianPlan)
-        self.ledger.append(
-            Reserve(
-                run=header.run,
-                step=header.step,
-                round=header.round,
-                attempt=header.attempt,
-                phase=planned.phase.name,
-                mechanism=planned.per_round,
-                max_grad_norm=planned.sensitivity,
-                sampler="poisson" if sampled else "none",
-                expected_batch=planned.per_round.sample_rate * self.site.declared_n,
-                physical_batch=self.federation.config.training.max_physical_batch,
-                unit=self.policy.unit,
-                max_records_per_unit=self.policy.max_records_per_unit,
-                declared_n=self.policy.declared_n,
-                relation=self.policy.relation,
-                components=planned.components,
-                model_hash=model_hash.hex(),
-                rng=self.rng,
-                artefact=planned.artefact,
-            )
-        )
+    def reserve(self, header: Header, planned: Sequence[PlannedPhase], model_hash: bytes) -> None:
+        """Charge one round of all of its phases, or of none where the disk refuses.
 
-    def off(self, header: Header, phase: Phase) -> None:
-        """Note one round of a phase without privacy."""
-        self.ledger.append(Off(run=header.run, step=header.step, round=header.round, phase=phase.name))
+        When this returns the charges survive a power cut.
+        """
+        self.ledger.append_all([self._charge(header, phase, model_hash) for phase in planned])
+
+    def off(self, header: Header, phases: Sequence[Phase]) -> None:
+        """Note one round of phases without privacy."""
+        at = {"run": header.run, "step": header.step, "round": header.round}
+        self.ledger.append_all([Off(**at, phase=phase.name) for phase in phases])  # type: ignore[arg-type]
+
+    def _charge(self, header: Header, planned: PlannedPhase, model_hash: bytes) -> Reserve:
+        sampled = isinstance(planned.release, GaussianPlan)
+        return Reserve(
+            run=header.run,
+            step=header.step,
+            round=header.round,
+            attempt=header.attempt,
+            phase=planned.phase.name,
+            mechanism=planned.per_round,
+            max_grad_norm=planned.sensitivity,
+            sampler="poisson" if sampled else "none",
+            expected_batch=planned.per_round.sample_rate * self.site.declared_n,
+            physical_batch=self.federation.config.training.max_physical_batch,
+            unit=self.policy.unit,
+            max_records_per_unit=self.policy.max_records_per_unit,
+            declared_n=self.policy.declared_n,
+            relation=self.policy.relation,
+            components=planned.components,
+            model_hash=model_hash.hex(),
+            rng=self.rng,
+            artefact=planned.artefact,
+        )
 
     def _fix(self, run: str, preflight: Callable[[SitePlan], None]) -> SitePlan:
         """Solve the noise given what the home has given away, and put the plan on the ledger."""
         plan = plan_for(self.federation, self.site, past_of(self.ledger.records, self.policy, run))
         assert plan is not None  # noqa: S101 - privacy is on
-        reached = require_admitted(self.ledger, self.policy, run, plan)
+        reached = require_admitted(self.ledger.records, self.policy, run, plan)
         preflight(plan)
         phases = tuple(
             LedgerPhase(

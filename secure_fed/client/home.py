@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,9 +155,15 @@ class Home:
         return json.loads(facts), load_tensors(tensors)
 
     def log(self, text: str) -> None:
-        """Append a line to the site's own log, which nobody else reads."""
-        with (self.private / "site.log").open("a", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n")
+        """Append a line to the site's own log, which nobody else reads; to stderr where the disk refuses it.
+
+        It never raises: what is logged is often that the disk is full, and a site that was lied to halts after it.
+        """
+        try:
+            with (self.private / "site.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text.rstrip() + "\n")
+        except OSError as error:
+            print(f"site.log could not be written ({error.strerror}): {text.rstrip()}", file=sys.stderr)  # noqa: T201
 
     def derived_key(self, purpose: str) -> bytes:
         """32 bytes for one purpose, from the key that never leaves this home; the same as long as the home lives."""

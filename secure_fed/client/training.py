@@ -58,14 +58,17 @@ class LocalTraining:
         charges = Charges(self.federation, self.site, self.policy, self.ledger, self.noise.rng_class)
         phases = self.federation.phases_of(self.site, header.step)
         plan = charges.admit(header, phases, self._preflight)
+        if not phases:
+            return {}
+        self.load()  # before the charge: records that cannot be read must not cost a round each time it is tried
+        if plan is None:
+            charges.off(header, phases)
+        else:
+            charges.reserve(header, [plan.phase(phase.name) for phase in phases], track.model_hash)
         model = track.load_into(self.federation.new_model())
         update: Update = {}
         for phase in phases:
             planned = None if plan is None else plan.phase(phase.name)
-            if planned is None:
-                charges.off(header, phase)
-            else:
-                charges.reserve(header, planned, track.model_hash)
             if isinstance(phase, HistogramPhase):
                 # The round's own training has changed `model` by now: what is evaluated is what the round began from.
                 began_from = track.load_into(self.federation.new_model())

@@ -17,20 +17,19 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from secure_fed.accounting import epsilon_by_round
-from secure_fed.client.books import plan_at
 from secure_fed.config import dump_config, load_config
 from secure_fed.engines.apps import forget_folders, make_client_app, make_server_app
 from secure_fed.engines.in_process import run_in_process
-from secure_fed.engines.simulated_homes import coordinator_key, found_homes, kept_home
+from secure_fed.engines.simulated_homes import coordinator_key, found_homes, plan_of, refuses_unseen
 from secure_fed.engines.simulated_sites import SimulatedSites, simulate
 from secure_fed.engines.summary import summarise
 from secure_fed.engines.transport import GridTransport
 from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.evaluation import PHASE
-from secure_fed.federation.facts import Federation, Site
+from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
-from secure_fed.federation.plan import SitePlan, plan_for
+from secure_fed.federation.plan import SitePlan
 from secure_fed.federation.track import Track, initial_track, solve_statistics
 from secure_fed.files import write_whole
 from secure_fed.identity import SigningKey
@@ -102,28 +101,26 @@ def prepare(config: RunConfig, run: str | None = None) -> Prepared:
 
 
 def _plans(federation: Federation, run: str | None) -> dict[str, SitePlan | None]:
-    """Every site's plan, but for sites whose budget does not admit the run: the others go on without them.
+    """Every site's plan, but for sites whose budget or policy does not admit the run: the others go on without them.
 
-    Raises BudgetExhausted with every reason where too few others are left.
+    Raises BudgetExhausted with every reason where too few others are left, PolicyRefusal where a site would stay out
+    that has no ledger to show for it.
     """
     plans: dict[str, SitePlan | None] = {}
     refused: list[str] = []
     for site in federation.sites:
         try:
-            plans[site.name] = _plan_of(federation, site, run)
-        except BudgetExhausted as error:
+            plans[site.name] = plan_of(federation, site, run)
+        except PolicyRefusal as error:
+            if not isinstance(error, BudgetExhausted) and refuses_unseen(federation, site):
+                raise
             refused.append(str(error))
     if refused and len(plans) < federation.min_cohort:
         raise BudgetExhausted(
-            f"{len(plans)} of {len(federation.sites)} sites have budget for this run, and {federation.min_cohort} are "
+            f"{len(plans)} of {len(federation.sites)} sites have budget and policy for this run, and {federation.min_cohort} are "
             f"needed: {' | '.join(refused)}"
         )
     return plans
-
-
-def _plan_of(federation: Federation, site: Site, run: str | None) -> SitePlan | None:
-    home = kept_home(federation.config, site.name)
-    return plan_for(federation, site) if home is None else plan_at(home, federation, site, run)
 
 
 def start(config: RunConfig, observer: Observer | None = None) -> Path:
@@ -333,7 +330,7 @@ def _count_noise(run: str) -> NoiseOf:
     """How noisy a site's counts are, from its plan for the run."""
 
     def deviation(federation: Federation, name: str) -> float:
-        plan = _plan_of(federation, federation.site(name), run)
+        plan = plan_of(federation, federation.site(name), run)
         if plan is None:
             return 0.0
         release = plan.phase(PHASE).release

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from secure_fed.client.books import plan_at, unspent
 from secure_fed.client.home import Home
 from secure_fed.client.policy import Policy
 from secure_fed.errors import ConfigError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
+from secure_fed.federation.plan import SitePlan, plan_for
+from secure_fed.files import sync_folder
 from secure_fed.identity import Member, Roster, SigningKey
+from secure_fed.ledger import Ledger
 from secure_fed.secagg import default_threshold
 from secure_fed.secagg.params import SMALLEST_COHORT
 
@@ -58,6 +63,26 @@ def kept_home(config: RunConfig, site: str) -> Home | None:
     return Home(root) if root.is_dir() else None
 
 
+def policy_of(federation: Federation, site: Site) -> Policy:
+    """The policy of a site's home: of the one that is kept, else what its owner would write in a new one."""
+    home = kept_home(federation.config, site.name)
+    return _policy(federation, site) if home is None else home.policy()
+
+
+def plan_of(federation: Federation, site: Site, run: str | None = None) -> SitePlan | None:
+    """What the gate of a site's home makes of a run, also where the home is not made yet; raises as `plan_at`."""
+    home = kept_home(federation.config, site.name)
+    if home is None:
+        return plan_for(federation, site, unspent(_policy(federation, site)))
+    return plan_at(home, federation, site, run)
+
+
+def refuses_unseen(federation: Federation, site: Site) -> bool:
+    """Whether a kept home has no ledger yet: one that refuses a run then leaves nothing for an auditor to read."""
+    home = kept_home(federation.config, site.name)
+    return home is not None and not Ledger.is_begun(home.ledger_path)
+
+
 def _keep(kept: Path, folder: Path, federation: Federation) -> Roster:
     with _alone(kept):
         homes = {site.name: _kept(kept / site.name, federation, site) for site in federation.sites}
@@ -73,7 +98,7 @@ def _keep(kept: Path, folder: Path, federation: Federation) -> Roster:
 
 def _kept(root: Path, federation: Federation, site: Site) -> Home:
     if not root.is_dir():
-        return Home.create(root, _policy(federation, site))
+        return _made_whole(root, _policy(federation, site))
     home = Home(root)
     found = home.policy().data_set
     if found != federation.data_set:
@@ -83,6 +108,16 @@ def _kept(root: Path, federation: Federation, site: Site) -> Home:
             "another folder for these data"
         )
     return home
+
+
+def _made_whole(root: Path, policy: Policy) -> Home:
+    """A new home that is there whole or not at all: others look without waiting, and a crash must leave no half."""
+    unfinished = root.with_name(f".{root.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a crash: nobody has ever seen its keys
+    Home.create(unfinished, policy)
+    unfinished.rename(root)
+    sync_folder(root.parent)
+    return Home(root)
 
 
 def _kept_key(path: Path) -> SigningKey:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from secure_fed.identity import SigningKey, canonical_json, domain_separated, ve
 OK = "ok"
 NEEDS_CHECKPOINT = "needs_checkpoint"
 """A site cannot reach the announced model from what it knows: it asks for a signed checkpoint."""
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 STAGES = ("advertise", "share", "mask", "confirm", "unmask")
 """The stages of one session, in order. In steady state the first two ride on the round before."""
 REQUEST_DOMAIN = "request/1"
@@ -53,7 +55,9 @@ class Header:
         except (ValueError, TypeError) as error:
             raise SecAggError("malformed_message", "round header") from error
         numbers = (header.step, header.round, header.attempt)
-        if not isinstance(header.run, str) or any(type(n) is not int or n < 0 for n in numbers):
+        # A run's name is put on ledgers and into file names: what either would choke on is no name.
+        named = isinstance(header.run, str) and _RUN.fullmatch(header.run) is not None
+        if not named or any(type(n) is not int or n < 0 for n in numbers):
             raise SecAggError("malformed_message", "round header")
         return header
 

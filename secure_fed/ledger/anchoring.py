@@ -97,8 +97,9 @@ def _contradictions(records: Sequence[Record], counted: Iterable[Kept]) -> Itera
         )
     if others and others[-1].anchor.length > len(records):
         longest = others[-1]
+        missing = longest.anchor.length - len(records)
         yield (
-            f"its last {longest.anchor.length - len(records)} records were cut off: an anchor kept by "
+            f"its last {f'{missing} records were' if missing > 1 else 'record was'} cut off: an anchor kept by "
             f"{longest.keeper or 'others'} saw {longest.anchor.length} records"
         )
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -114,16 +115,17 @@ class Ledger:
         the ledger is closed, where the clock went backwards, or for a change of the key, which `rekey` writes;
         ConfigError for a note that names a path or this machine.
         """
-        if isinstance(body, Rekey):
-            raise LedgerError(f"The ledger {self._path}: only `rekey` changes its key; it holds the new one.")
-        found = telltale(body.text) if isinstance(body, Note) else None
-        if found is not None:
-            raise ConfigError(
-                f"The note holds {found}, and auditors outside will read it: a record is never changed afterwards. "
-                "Say it without; nothing was written."
-            )
+        return self.append_all([body])[0]
+
+    def append_all(self, bodies: Sequence[Body]) -> tuple[Record, ...]:
+        """Several records at once: where the disk refuses, none of them is added. Raises as `append`.
+
+        Only a crash in the middle of the write can leave the first of them without the others.
+        """
+        for body in bodies:
+            self._require_plain(body)
         with self._guard:
-            return self._append(body)
+            return self._append(bodies)
 
     def rekey(self, successor: SigningKey) -> Record:
         """Hand over to another key: it signs from the next record on. Durable as `append`.
@@ -137,7 +139,7 @@ class Ledger:
             if successor.public_bytes.hex() in keys:
                 raise LedgerError(f"The ledger {self._path} had the key {successor!r} before: make a fresh one.")
             prev = self._records[-1].hash
-            record = self._append(make_rekey(site=self._site, old_key=keys[-1], prev=prev, successor=successor))
+            (record,) = self._append([make_rekey(site=self._site, old_key=keys[-1], prev=prev, successor=successor)])
             self._key = successor
             return record
 
@@ -179,19 +181,26 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _append(self, body: Body) -> Record:
-        handle = self._file()
-        record = make_record(
-            body,
-            seq=len(self._records),
-            time=self._now(),
-            site=self._site,
-            prev=self._records[-1].hash if self._records else NO_PREVIOUS,
-            key=self._key,
-        )
-        self._write(handle, record.line() + b"\n")
-        self._records.append(record)
-        return record
+    def _require_plain(self, body: Body) -> None:
+        if isinstance(body, Rekey):
+            raise LedgerError(f"The ledger {self._path}: only `rekey` changes its key; it holds the new one.")
+        found = telltale(body.text) if isinstance(body, Note) else None
+        if found is not None:
+            raise ConfigError(
+                f"The note holds {found}, and auditors outside will read it: a record is never changed afterwards. "
+                "Say it without; nothing was written."
+            )
+
+    def _append(self, bodies: Sequence[Body]) -> tuple[Record, ...]:
+        handle, time = self._file(), self._now()
+        prev = self._records[-1].hash if self._records else NO_PREVIOUS
+        added: list[Record] = []
+        for seq, body in enumerate(bodies, len(self._records)):
+            added.append(make_record(body, seq=seq, time=time, site=self._site, prev=prev, key=self._key))
+            prev = added[-1].hash
+        self._write(handle, b"".join(record.line() + b"\n" for record in added))
+        self._records += added
+        return tuple(added)
 
     def _load(self) -> None:
         chain = read_chain(self._path)
@@ -220,7 +229,7 @@ class Ledger:
             os.ftruncate(self._file(), chain.whole_bytes)
             digest = hashlib.sha256(chain.torn).hexdigest()
             text = f"a crash left {len(chain.torn)} bytes of an unfinished record, SHA-256 {digest}"
-            self._append(Note(code="torn_line_removed", text=text))
+            self._append([Note(code="torn_line_removed", text=text)])
 
     def _file(self) -> int:
         if self._handle is None:

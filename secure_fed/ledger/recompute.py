@@ -62,7 +62,7 @@ def _recompute(row: Row, chain: Chain, cross_check: CrossCheck | None) -> Row:
         delta=genesis.delta,
         unit=genesis.unit,
         relation=genesis.relation,
-        epsilon_by_run={run.run: _composed(books, run.run) for run in books.runs if run.plan is not None},
+        epsilon_by_run={run.run: _composed(books, run.run) for run in books.runs},
         flags=(*weaknesses(records, books, bool(chain.torn)), *unreplaced, *row.flags),
         problem=problem,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,8 @@ def _against_summary(folder: Path, examined: Sequence[_Examined]) -> list[str]:
             raise TypeError("epsilon is no object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{SUMMARY}: is malformed ({error})"]
-    problems = [problem for item in examined if (problem := _wrong_claim(item.row, summary)) is not None]
+    shown = {run for item in examined for run in item.row.epsilon_by_run}
+    problems = [problem for item in examined if (problem := _wrong_claim(item.row, summary, shown)) is not None]
     sites = {item.row.site for item in examined}
     problems += [f"{SUMMARY}: names {name}, which has no ledger" for name in sorted(set(claimed) - sites)]
     figures = [value for value in claimed.values() if _is_number(value)]
@@ -210,9 +211,12 @@ def _against_summary(folder: Path, examined: Sequence[_Examined]) -> list[str]:
     return problems
 
 
-def _wrong_claim(row: Row, summary: Mapping[str, Any]) -> str | None:
-    """Where the summary's epsilon or delta for a site is not what its ledger gives."""
-    value = row.epsilon_by_run.get(str(summary.get("run")), row.epsilon)
+def _wrong_claim(row: Row, summary: Mapping[str, Any], shown: Collection[str]) -> str | None:
+    """Where the summary's epsilon or delta for a site is not what its ledger gives; `shown`: the runs of any ledger."""
+    run = str(summary.get("run"))
+    # A site that others' ledgers show to have stayed out of the run charged nothing for it. A run that is on no
+    # ledger at all is made up, and everything is held against it.
+    value = row.epsilon_by_run.get(run, 0.0 if run in shown and row.epsilon is not None else row.epsilon)
     claim, delta = summary["epsilon"].get(row.site), summary.get("delta")
     if value is None:
         return None  # the ledger itself is wrong, which is said already

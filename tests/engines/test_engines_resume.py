@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from secure_fed.cli import app
 from secure_fed.client import site as client_site
+from secure_fed.client.charging import Charges
 from secure_fed.client.site import SiteClient
-from secure_fed.client.training import LocalTraining
 from secure_fed.engines import runner
 from secure_fed.engines.runner import resume, start
 from secure_fed.errors import ConfigError, RunAborted
@@ -150,8 +150,8 @@ def killed_at_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, ca
 
 PLACES = {
     # five sites, so calls 6 to 10 of a site's work belong to the second round
-    "before a site reserves": (LocalTraining, "_reserve", 8, False),
-    "after a site reserved, before it trained": (LocalTraining, "_reserve", 8, True),
+    "before a site reserves": (Charges, "reserve", 8, False),
+    "after a site reserved, before it trained": (Charges, "reserve", 8, True),
     "after a site kept its update, before it masked": (SiteClient, "_update", 8, True),
     "after some sites opened the sum": (SiteClient, "_unmask", 8, True),
     "after a site erased its update, before it settled": (client_site, "open_ledger", 8, False),
@@ -211,7 +211,7 @@ def test_a_torn_line_of_metrics_is_written_anew(make_config, monkeypatch, tmp_pa
 
 def test_a_ledger_torn_in_its_last_record_is_continued(make_config, monkeypatch, tmp_path) -> None:
     folder = tmp_path / "run"
-    with killed_at_call(monkeypatch, LocalTraining, "_reserve", 8, after=True):
+    with killed_at_call(monkeypatch, Charges, "reserve", 8, after=True):
         start(make_config(f"federation.rounds={STEPS}", folder=folder))
     with (folder / "sites" / "site02" / "ledger.jsonl").open("ab") as file:
         file.write(b'{"body":{"attempt":0,"kind":"res')
@@ -254,7 +254,7 @@ def test_a_run_killed_after_a_burned_round_never_uses_a_released_round_number_ag
 
     with monkeypatch.context() as patched:
         patched.setattr(SiteClient, "_unmask", lost_on_the_way)
-        die_at_call(patched, LocalTraining, "_reserve", 8, after=True)
+        die_at_call(patched, Charges, "reserve", 8, after=True)
         with pytest.raises(Killed):
             start(make_config(f"federation.rounds={STEPS}", "federation.spare_rounds=2", folder=folder))
     resume(folder)

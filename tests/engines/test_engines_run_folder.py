@@ -73,18 +73,18 @@ def test_every_file_is_there_and_no_temporary_one(finished_run: Path) -> None:
 
 
 def test_when_a_run_is_over_each_ledger_is_anchored_to_its_last_record(finished_run: Path, tmp_path: Path) -> None:
-    verdict = verify([finished_run], anchors=[finished_run])
-    assert verdict.ok, verdict.problems
-    assert [row.anchored for row in verdict.rows] == [row.records for row in verdict.rows]
+    code, text = verify(finished_run, "--anchor", finished_run, "--json")
+    assert code == 0, text
+    assert all(site["anchored_records"] == site["records"] for site in json.loads(text)["sites"])
     copy = tmp_path / "run"
     shutil.copytree(finished_run, copy)
     ledger = copy / "sites" / "site02" / "ledger.jsonl"
     *lines, _close = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines))
-    assert verify([copy]).ok, "without anchors a missing end is not noticed"
-    found = verify([copy], anchors=[finished_run / "anchors.jsonl"])
-    assert "site02" in str(found.first_problem)
-    assert "cut off" in str(found.first_problem)
+    assert verify(copy)[0] == 0, "without anchors a missing end is not noticed"
+    code, text = verify(copy, "--anchor", finished_run / "anchors.jsonl")
+    assert code == 1
+    assert "site02: its last record was cut off" in " ".join(text.split())
 
 
 def test_summary_has_every_field_and_agrees_with_metrics(finished_run: Path) -> None:
