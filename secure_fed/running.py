@@ -150,7 +150,8 @@ def _finish(folder: Path, as_json: bool) -> int:
         return 0
     console = Console()
     console.print(headline(summary))
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+    for what, name in (("report", "report.html"), ("epsilon report", "epsilon_report.html")):
+        console.print(f"{what}: {folder / name}", soft_wrap=True, highlight=False, markup=False)
     print(f"run: {folder}")  # noqa: T201 - the last line, for scripts
     return 0
 

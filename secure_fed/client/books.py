@@ -20,6 +20,8 @@ from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, 
 from secure_fed.ledger.record import TIME_FORMAT
 
 _DAY = timedelta(hours=24)
+MOST_REFUSALS = 100
+"""A ledger's, in 24 hours: runs that are refused are few, and their names are the server's to invent."""
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def require_open(ledger: Ledger, site: str, run: str) -> None:
 
 def require_rate(ledger: Ledger, policy: Policy, run: str, number: int) -> None:
     """Raise PolicyRefusal where one more round would pass `max_rounds_a_day`, over all runs of the last 24 hours."""
-    since = (datetime.now(UTC) - _DAY).strftime(TIME_FORMAT)
+    since = _a_day_ago()
     recent = [record.body for record in ledger.records if record.time > since]
     rounds = {(body.run, body.round) for body in recent if isinstance(body, Reserve)}
     if len(rounds | {(run, number)}) > policy.max_rounds_a_day:
@@ -157,6 +159,10 @@ def require_rate(ledger: Ledger, policy: Policy, run: str, number: int) -> None:
             f"{policy.site}: {len(rounds)} rounds were charged within 24 hours, and the policy allows "
             f"max_rounds_a_day={policy.max_rounds_a_day}; go on tomorrow, or its owner edits policy.yaml"
         )
+
+
+def _a_day_ago() -> str:
+    return (datetime.now(UTC) - _DAY).strftime(TIME_FORMAT)
 
 
 def close_run(ledger: Ledger, run: str, reason: str) -> Record | None:
@@ -168,7 +174,12 @@ def close_run(ledger: Ledger, run: str, reason: str) -> Record | None:
 
 
 def note_refusal(ledger: Ledger, code: str, run: str, number: int) -> None:
-    """Put a refusal on the ledger, the first of its kind in a run only: a server could fill a disk with them."""
-    known = {(body.code, body.run) for record in ledger.records if isinstance(body := record.body, Refusal)}
-    if (code, run) not in known:
+    """Put a refusal on the ledger: the first of its kind in a run, and no more than MOST_REFUSALS in 24 hours.
+
+    A server could fill a disk with them, and name a run anew each time.
+    """
+    since = _a_day_ago()
+    noted = [(body.code, body.run, r.time) for r in ledger.records if isinstance(body := r.body, Refusal)]
+    known = {(known_code, known_run) for known_code, known_run, _ in noted}
+    if (code, run) not in known and sum(time > since for _, _, time in noted) < MOST_REFUSALS:
         ledger.append(Refusal(code=code, run=run, round=number))

@@ -154,6 +154,10 @@ class Home:
         facts, tensors = stored.split(b"\n", maxsplit=1)
         return json.loads(facts), load_tensors(tensors)
 
+    def forget_run(self, run: str) -> None:
+        """Forget all that is kept of one run; what it charged and released stays on ledger and journal."""
+        self.drop_all(of_run("*", run))
+
     def log(self, text: str) -> None:
         """Append a line to the site's own log, which nobody else reads; to stderr where the disk refuses it.
 

@@ -6,15 +6,13 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from secure_fed.accounting import MechanismShape, calibrate, epsilon
+from secure_fed.accounting import epsilon
 from secure_fed.client.books import close_run, open_ledger, require_no_less
 from secure_fed.client.home import Home
-from secure_fed.errors import AccountingError, ConfigError
+from secure_fed.errors import ConfigError
 from secure_fed.identity import canonical_json, fingerprint
 from secure_fed.ledger import Genesis, Ledger, Record, read_ledger, standing
-from secure_fed.ledger.budget import RunBooks, Standing
-
-_PROBE = MechanismShape("gaussian", 1.0, 1)
+from secure_fed.ledger.budget import RunBooks
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,11 @@ def budget_of(home: Home) -> BudgetView:
     """
     policy = home.policy()
     records = read_ledger(home.ledger_path) if Ledger.is_begun(home.ledger_path) else []
-    limit, order, books = policy.epsilon, None, None
+    limit, books = policy.epsilon, None
     if records:
         books = standing(records)
         require_no_less(policy, books.genesis)
         limit = min(limit, books.genesis.epsilon_limit or limit)
-        order = books.genesis.filter_order
     return BudgetView(
         site=policy.site,
         data_set=policy.data_set,
@@ -93,7 +90,7 @@ def budget_of(home: Home) -> BudgetView:
         limit=limit,
         spent=0.0 if books is None else books.spent(),
         committed=0.0 if books is None else books.committed(),
-        further=_further(books, limit, policy.delta, order),
+        further=limit if books is None else books.further(limit),
         proof="renyi filter" if books is not None and books.several else "pld",
         filled_by_the_first=books is not None and books.is_filled_by_the_first(limit),
         lifetime_claim=policy.lifetime_claim,
@@ -108,6 +105,7 @@ def budget_of(home: Home) -> BudgetView:
 def close_open_run(home: Home, run: str) -> str:
     """The operator ends a run that will not go on: what it planned and did not charge is free again.
 
+    The home keeps nothing of it but ledger and journal: an update that was noised and not opened is deleted.
     `run` may be the beginning of its id; the whole id is returned. Raises ConfigError where it is not exactly one open
     run's.
     """
@@ -122,24 +120,8 @@ def close_open_run(home: Home, run: str) -> str:
                 what = "is not open" if not meant else "is the beginning of several open runs"
                 raise ConfigError(f"run {run!r} {what} at {policy.site}; open: {', '.join(known) or 'none'}")
             close_run(ledger, meant[0], "operator")
+            home.forget_run(meant[0])
             return meant[0]
-
-
-def _further(books: Standing | None, limit: float, delta: float, order: float | None) -> float:
-    """Solved for the plainest run there is, so that one number can say what is left."""
-    if books is None or not books.commitments():
-        return 0.0 if books is not None and books.is_off else limit
-    if order is None or books.is_off:
-        return 0.0
-    relation = books.genesis.relation
-    try:
-        noise = calibrate([_PROBE], limit, delta, past=books.commitments(), relation=relation, order=order)
-    except AccountingError:
-        return 0.0
-    plan = (_PROBE.at(noise),)
-    if books.admission(plan, "") > limit:
-        return 0.0
-    return epsilon(plan, delta, relation=relation)
 
 
 def _row(books: RunBooks, genesis: Genesis, records: list[Record]) -> RunRow:

@@ -90,10 +90,6 @@ class Sessions:
         """Drop one session."""
         self._home.drop(_name(header.run, header.attempt))
 
-    def forget_run(self, run: str) -> None:
-        """Drop the sessions of a run that is over."""
-        self._home.drop_all(f"{of_run(_SESSION, run)}-")
-
     def forget_all(self) -> None:
         """Drop every session: their keys, shares and commitments are void."""
         self._home.drop_all(f"{_SESSION}-")

@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_tensors
 
 from secure_fed.client.books import close_run, note_refusal, open_ledger
 from secure_fed.client.faults import is_silent
-from secure_fed.client.following import DIVERGED, TRACK, Follower, Membership
+from secure_fed.client.following import DIVERGED, Follower, Membership
 from secure_fed.client.halt import HALTED, halt, halted
 from secure_fed.client.held_out import KEY_PURPOSE, SiteRecords
 from secure_fed.client.home import Home, of_run
@@ -251,9 +251,7 @@ class SiteClient:
             return Parcel()
         with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
             close_run(ledger, header.run, "finished")
-        for name in (PENDING, TRACK):
-            self.home.drop(of_run(name, header.run))
-        self._sessions.forget_run(header.run)
+        self.home.forget_run(header.run)
         anchor = own_anchor(self.home, self.policy.site)
         return Parcel() if anchor is None else Parcel(body=anchor.to_line())
 

@@ -70,10 +70,14 @@ def policy_of(federation: Federation, site: Site) -> Policy:
 
 
 def plan_of(federation: Federation, site: Site, run: str | None = None) -> SitePlan | None:
-    """What the gate of a site's home makes of a run, also where the home is not made yet; raises as `plan_at`."""
+    """What the gate of a site's home makes of a run, also where the home is not made yet.
+
+    Raises as `plan_at`, and ConfigError where a kept home is one of other data.
+    """
     home = kept_home(federation.config, site.name)
     if home is None:
         return plan_for(federation, site, unspent(_policy(federation, site)))
+    _require_data_set(home, federation)
     return plan_at(home, federation, site, run)
 
 
@@ -100,14 +104,18 @@ def _kept(root: Path, federation: Federation, site: Site) -> Home:
     if not root.is_dir():
         return _made_whole(root, _policy(federation, site))
     home = Home(root)
+    _require_data_set(home, federation)
+    return home
+
+
+def _require_data_set(home: Home, federation: Federation) -> None:
     found = home.policy().data_set
     if found != federation.data_set:
         raise ConfigError(
-            f"federation.homes: {root.name} belongs to data_set={found}, and this run's sites hold "
+            f"federation.homes: {home.root.name} belongs to data_set={found}, and this run's sites hold "
             f"{federation.data_set} (data, seed, federation.sites, partition and test_fraction decide it): give "
             "another folder for these data"
         )
-    return home
 
 
 def _made_whole(root: Path, policy: Policy) -> Home:

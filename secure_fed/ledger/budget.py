@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from secure_fed.accounting import Mechanism, epsilon, filter_epsilon, merge
+from secure_fed.accounting import Mechanism, MechanismShape, calibrate, epsilon, filter_epsilon, merge
 from secure_fed.errors import AccountingError
 from secure_fed.ledger.record import Body, Close, Genesis, Off, Plan, Record, Reserve
+
+_PROBE = MechanismShape("gaussian", 1.0, 1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,27 @@ class Standing:
         """All of the first plan on the ledger, nothing where that is the plan of `run` itself."""
         first = next((books for books in self.runs if books.run == run or books.committed), None)
         return () if first is None or first.run == run else first.in_full
+
+    def further(self, limit: float) -> float:
+        """The largest epsilon that a further run can have by itself within `limit`; 0.0 where none can.
+
+        Solved for the plainest run there is, one Gaussian release, so that one number says what is left: epsilons do
+        not simply subtract.
+        """
+        if self.is_off:
+            return 0.0
+        taken, order = self.commitments(), self.genesis.filter_order
+        if not taken:
+            return limit
+        if order is None:
+            return 0.0
+        delta, relation = self.genesis.delta, self.genesis.relation
+        try:
+            noise = calibrate([_PROBE], limit, delta, past=taken, relation=relation, order=order)
+        except AccountingError:
+            return 0.0
+        plan = (_PROBE.at(noise),)
+        return 0.0 if self.admission(plan, "") > limit else epsilon(plan, delta, relation=relation)
 
     def spent(self) -> float:
         """Epsilon of everything that was charged: PLD for one run, the filter's figure for several."""

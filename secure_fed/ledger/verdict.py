@@ -149,11 +149,11 @@ def render(verdict: Verdict, console: Console) -> None:
     table = Table(title="Privacy ledgers, recomputed")
     table.add_column("site", no_wrap=True)
     for heading in ("records", "rounds", "epsilon", "RDP", *(["PRV"] if checked else []), "replace one"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     if len(guarantees) > 1:
         table.add_column("guarantee")
     if anchored:
-        table.add_column("tail")
+        table.add_column("anchored", justify="right", no_wrap=True)
     table.add_column("remarks")
     for row in verdict.rows:
         table.add_row(
@@ -165,7 +165,7 @@ def render(verdict: Verdict, console: Console) -> None:
             *([_figure(row.prv_epsilon, "{:.4f}")] if checked else []),
             _figure(row.replace_one_epsilon, "{:.4f}"),
             *([escape(_guarantee(row))] if len(guarantees) > 1 else []),
-            *([row.tail] if anchored else []),
+            *([f"{row.anchored}/{row.records}"] if anchored else []),
             "\n".join(_remarks(row, shared_flags)),
         )
     console.print(table)

@@ -96,7 +96,7 @@ def _budget_table(facts: Facts) -> Table:
     rows = []
     for key, sites in grouped((_budget_key(site), site.site) for site in facts.established):
         rows.append((formats.ranges(sites), *key))
-    columns = ("Site", "Owner's limit ε", "Spent ε", "Taken by open plans too", "Left for new runs")
+    columns = ("Site", "Owner's limit ε", "Spent ε", "Taken by open plans too", "A further run by itself")
     return Table(columns, tuple(rows), frozenset({1, 2, 3, 4}), "The budget of the data set's life.")
 
 
@@ -104,7 +104,7 @@ def _budget_key(site: SiteFacts) -> tuple[str, ...]:
     figures, genesis = site.figures, site.genesis
     assert figures is not None and genesis is not None  # noqa: S101, PT018 - established sites have both
     limit = genesis.epsilon_limit
-    left = None if limit is None else max(0.0, limit - figures.committed)
+    left = figures.further
     return (
         "none set" if limit is None else formats.limit(limit),
         formats.epsilon(site.epsilon),

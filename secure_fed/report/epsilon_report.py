@@ -167,6 +167,7 @@ def _site_json(facts: Facts, site: SiteFacts) -> dict[str, object]:
             "rdp": _finite(figures.rdp),
             "prv": prv_of(facts, site)[0],
             "committed": _finite(figures.committed),
+            "further_run": figures.further,
             "replace_one": _finite(figures.replace_one),
             "patient": [{"records": k, "epsilon": _finite(value)} for k, value in figures.patient],
             "curve": [

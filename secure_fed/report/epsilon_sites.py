@@ -75,6 +75,7 @@ class Figures:
 
     `epsilon` is what is reported; `basis` says by what: PLD for one run, the filter for several, `none` where no
     bound is proven. `pld` is the figure had all plans been fixed beforehand. `committed` counts open plans in full.
+    `further`: what a further run can have by itself within the limit that the ledger promised; None without one.
     `replace_one` is None where it cannot be bounded; `patient` and `curve` are empty there, and where a report does
     not need them.
     """
@@ -84,6 +85,7 @@ class Figures:
     pld: float
     rdp: float
     committed: float
+    further: float | None
     replace_one: float | None
     patient: tuple[tuple[int, float], ...]
     curve: tuple[float, ...]
@@ -171,6 +173,7 @@ def _figures(books: Standing, row: Row, detailed: bool) -> Figures:
         pld=row.epsilon if row.pld_epsilon is None else row.pld_epsilon,
         rdp=row.rdp_epsilon,
         committed=books.committed(),
+        further=None if genesis.epsilon_limit is None else books.further(genesis.epsilon_limit),
         replace_one=row.replace_one_epsilon,
         patient=_patient(charged, genesis) if detailed else (),
         curve=epsilon_curve(charged, CURVE_DELTAS, relation=genesis.relation) if detailed else (),

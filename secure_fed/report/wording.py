@@ -126,6 +126,20 @@ def odds(summary: Summary) -> str | None:
     )
 
 
+def _most_records(budget: Budget) -> int:
+    return max((charge.max_records_per_unit for ledger in budget.ledgers for charge in ledger.reserves), default=1)
+
+
+def _sampling(summary: Summary, budget: Budget) -> str:
+    rates = {item.mechanism.sample_rate for item in budget.mechanisms if item.artefact == "update"}
+    drawn = (
+        f"Every step takes every {summary.unit}, so that no amplification by sampling is counted."
+        if rates <= {1.0}
+        else f"Poisson: every step draws each {summary.unit} independently. Amplification by sampling is counted."
+    )
+    return f"{drawn} Nothing is counted from drop-outs, from the choice of sites, or from the masks."
+
+
 def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
     """What the epsilon stands on, as (topic, statement), in the order of an epsilon report."""
     summary = run.summary
@@ -139,7 +153,7 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         f"One {summary.unit}. A patient with k {summary.unit}s is covered by the same bound only up to "
         "group privacy, which is much weaker."
         if summary.unit == "record"
-        else f"One {summary.unit}, with all of their records."
+        else f"One {summary.unit}, with at most {_most_records(budget)} of their records: more are not used."
     )
     relation = {"add_or_remove_one": "Add or remove one", "replace_one": "Replace one"}[summary.relation]
     if dp and budget.replace_one is not None:
@@ -151,11 +165,7 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         ("Unit of privacy", unit),
         ("Neighbouring data sets", relation + "."),
         ("Accountant", accountant + "."),
-        (
-            "Sampling",
-            "Poisson: every step draws each record independently. Amplification by sampling is counted; "
-            "none is counted from drop-outs, from the choice of sites, or from the masks.",
-        ),
+        ("Sampling", _sampling(summary, budget)),
         ("Randomness", f"Noise and sampling came from {source}."),
     ]
     if not dp:
@@ -173,7 +183,7 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
         ),
         (
             "Public by declaration",
-            "Each site's name, its modalities and its declared number of records N; rates, weights and the "
+            f"Each site's name, its modalities and its declared number of {summary.unit}s N; rates, weights and the "
             "check on δ stand on N, not on the true count.",
         ),
         (

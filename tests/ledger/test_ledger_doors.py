@@ -55,17 +55,17 @@ def home(tmp_path):
 def test_verify_takes_anchors_from_several_places_and_says_so_in_json(books, tmp_path):
     records = read_ledger(books.ledger("site01"))
     seen = make_anchor("site01", 8, bytes.fromhex(records[-1].hash), books.keys["site01"])
-    (tmp_path / "anchors.jsonl").write_bytes(seen.to_line() + b"\n")
+    (tmp_path / "given.jsonl").write_bytes(seen.to_line() + b"\n")
     longer = make_anchor("site02", 9, b"x" * 32, books.keys["site02"])
     books.ledger("site03").with_name("witness.jsonl").write_bytes(longer.to_line() + b"\n")
     alone = _cli("verify", books.folder, "--json")
     assert alone.exit_code == 0
     assert json.loads(alone.stdout)["sites"][0]["tail"] == "unanchored"
-    result = _cli("verify", books.folder, "--anchor", tmp_path / "anchors.jsonl", "--anchor", books.folder, "--json")
+    result = _cli("verify", books.folder, "--anchor", tmp_path / "given.jsonl", "--anchor", books.folder, "--json")
     assert result.exit_code == 1
     value = json.loads(result.stdout)
     assert [site["tail"] for site in value["sites"]] == ["anchored up to record 8 of 8", "unanchored", "unanchored"]
-    assert value["first_problem"].startswith("site02: its last 1 records were cut off")
+    assert value["first_problem"].startswith("site02: its last record was cut off")
     assert _cli("verify", books.folder, "--anchor", tmp_path).exit_code == 2
 
 
