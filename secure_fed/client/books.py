@@ -17,6 +17,7 @@ from secure_fed.errors import BudgetExhausted, PolicyRefusal
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import Past, SitePlan, plan_for, plan_on_record
 from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, read_ledger, standing
+from secure_fed.ledger.accountable import absurd
 from secure_fed.ledger.record import TIME_FORMAT
 
 _DAY = timedelta(hours=24)
@@ -100,12 +101,18 @@ def require_admitted(records: Sequence[Record], policy: Policy, run: str, plan: 
     """The epsilon that is held against the owner's limit, with this plan in full; raises BudgetExhausted beyond it."""
     limit = past_of(records, policy, run).limit
     books = standing(records)
+    beyond = absurd((*books.commitments(without=run), *plan.mechanisms), books.genesis)
+    if beyond is not None:
+        raise BudgetExhausted(
+            f"{policy.site}: with this run the ledger {beyond}, so no auditor could verify it any more"
+        )
     reached = books.admission(plan.mechanisms, run)
     if reached > limit and books.runs and books.runs[0].run != run and books.is_filled_by_the_first(limit):
         raise BudgetExhausted(f"{policy.site}: {filled_by_the_first(limit)}")
     if reached > limit:
+        asked = f"run {run}" if run else "this run"
         raise BudgetExhausted(
-            f"{policy.site}: with {f'run {run}' if run else 'this run'} in full epsilon would be {reached:.4g}, and the owner allows {limit:g} "
+            f"{policy.site}: with {asked} in full epsilon would be {reached:.4g}, and the owner allows {limit:g} "
             "over the whole life of the data; `secure-fed site budget` shows what was spent and what open runs hold"
         )
     return reached

@@ -245,10 +245,9 @@ class SiteClient:
     def _finish(self, header: Header) -> Parcel:
         """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal.
 
-        The answer is the ledger's last anchor: no advertisement follows that others would have kept.
+        The answer is the ledger's last anchor: no advertisement follows that others would have kept. A site that never
+        took part begins its ledger here, so that the run's auditor finds one.
         """
-        if not Ledger.is_begun(self.home.ledger_path):
-            return Parcel()
         with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
             close_run(ledger, header.run, "finished")
         self.home.forget_run(header.run)

@@ -117,8 +117,8 @@ def _plans(federation: Federation, run: str | None) -> dict[str, SitePlan | None
             refused.append(str(error))
     if refused and len(plans) < federation.min_cohort:
         raise BudgetExhausted(
-            f"{len(plans)} of {len(federation.sites)} sites have budget and policy for this run, and {federation.min_cohort} are "
-            f"needed: {' | '.join(refused)}"
+            f"{len(plans)} of {len(federation.sites)} sites have budget and policy for this run, and "
+            f"{federation.min_cohort} are needed: {' | '.join(refused)}"
         )
     return plans
 

@@ -97,7 +97,9 @@ def warnings_of(
     warnings = [text for text in (_clipped_noise(federation, plan) for plan in plans.values()) if text][:1]
     out = [site.name for site in federation.sites if site.name not in plans]
     if out:
-        warnings.append(f"{', '.join(out)}: the owner's budget or policy does not admit this run, which goes on without")
+        warnings.append(
+            f"{', '.join(out)}: the owner's budget or policy does not admit this run, which goes on without"
+        )
     if config.privacy.mode == "off":
         warnings.append("privacy=off: nothing protects the records; for comparison only")
     if config.insecure_reproducible:

@@ -33,14 +33,15 @@ def unaccountable(records: Sequence[Record], genesis: Genesis) -> str | None:
             charged += released
         else:
             continue
-        absurd = _absurd(released, genesis)
-        if absurd is not None:
-            return f"record {record.seq} {absurd}"
-    absurd = _absurd(merge(charged), genesis)
-    return None if absurd is None else f"record {records[-1].seq} ends charges that together {absurd}"
+        problem = absurd(released, genesis)
+        if problem is not None:
+            return f"record {record.seq} {problem}"
+    problem = absurd(merge(charged), genesis)
+    return None if problem is None else f"record {records[-1].seq} ends charges that together {problem}"
 
 
-def _absurd(mechanisms: tuple[Mechanism, ...], genesis: Genesis) -> str | None:
+def absurd(mechanisms: Sequence[Mechanism], genesis: Genesis) -> str | None:
+    """Why these mechanisms together are out of what is accounted, or None. The site's gate asks it too."""
     noisy = [m for m in mechanisms if m.noise_multiplier]
     for m in noisy:
         if not LEAST_NOISE <= m.noise_multiplier <= MOST_NOISE:

@@ -90,6 +90,13 @@ def test_a_site_that_would_have_to_drown_the_others_in_noise_stays_out(homes) ->
         homes.run("privacy.epsilon=7", "privacy.max_noise_ratio=1.5")
 
 
+def test_a_run_that_no_auditor_could_account_is_refused(homes, monkeypatch) -> None:
+    homes.run(ONE).round(run="a")
+    monkeypatch.setattr("secure_fed.ledger.accountable.MOST_STEPS", 10)
+    with pytest.raises(BudgetExhausted, match="up to 10 are accounted, so no auditor could verify it"):
+        homes.run(ONE)
+
+
 def test_an_open_run_counts_in_full_and_a_closed_one_with_what_it_charged(homes) -> None:
     bench = homes.run(ONE)
     bench.round(run="a")
