@@ -199,5 +199,6 @@ def _seeded(seed: int, component: str) -> Iterator[None]:
     """torch's global generator, seeded for one component and put back afterwards."""
     with torch.random.fork_rng(devices=[]):
         digest = hashlib.sha256(f"secure_fed initial weights/{seed}/{component}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        # The CPU's generator alone: torch.manual_seed also queues itself, with a stack trace, for every accelerator.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         yield

@@ -206,5 +206,5 @@ def _optimizer(parameters: list[nn.Parameter], training: TrainingOptions) -> tor
 def _own_torch_generator(noise: NoiseSource) -> Iterator[None]:
     """Dropout draws from torch's global generator: seed it from the site's own stream, and put it back."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(noise.seed())
+        torch.default_generator.manual_seed(noise.seed())
         yield
