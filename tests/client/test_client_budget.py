@@ -109,6 +109,15 @@ def test_an_open_run_counts_in_full_and_a_closed_one_with_what_it_charged(homes)
     assert [c.reason for c in homes.bodies("site01", Close)] == ["finished"]
 
 
+def test_a_site_that_never_took_part_begins_its_ledger_when_the_run_is_over(homes) -> None:
+    bench = homes.run(ONE)
+    anchors = bench.coordinator.finish(Place("a", 0, 0))
+    assert sorted(anchor.site for anchor in anchors) == sorted(bench.sites)
+    for site in bench.sites:
+        assert [record.kind for record in read_ledger(homes.home(site).ledger_path)] == ["genesis"]
+    assert verify([homes.home(site).ledger_path for site in bench.sites]).ok
+
+
 def test_a_closed_run_charges_nothing_any_more_and_is_closed_once(homes) -> None:
     bench = homes.run(ONE)
     bench.round(0, 0, run="a")
