@@ -136,6 +136,10 @@ def test_a_budget_of_a_damaged_ledger_or_of_no_home_is_an_error(cli, finished_ru
     damaged = cli("site", "budget", home)
     assert damaged.exit_code == 1
     assert "record" in damaged.stderr
+    shutil.copy(finished_run / "sites" / "site02" / "ledger.jsonl", ledger)
+    strange = cli("site", "budget", home)
+    assert strange.exit_code == 1
+    assert "belongs to 'site02', not to 'site01'" in strange.stderr
     assert cli("site", "budget", tmp_path / "nowhere").exit_code == 2
     nothing = cli("site", "close", finished_run / "sites" / "site02", "no-such-run")
     assert nothing.exit_code == 2

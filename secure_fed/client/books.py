@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from secure_fed.accounting import filter_order
 from secure_fed.client.home import Home
 from secure_fed.client.policy import Policy, admit
-from secure_fed.client.witness import require_whole, watched
-from secure_fed.errors import BudgetExhausted, PolicyRefusal
+from secure_fed.client.witness import records_of, require_whole, watched
+from secure_fed.errors import BudgetExhausted, LedgerError, PolicyRefusal
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import Past, SitePlan, plan_for, plan_on_record
-from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, read_ledger, standing
+from secure_fed.identity import fingerprint
+from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, signing_keys, standing
 from secure_fed.ledger.accountable import absurd
 from secure_fed.ledger.record import TIME_FORMAT
 
@@ -126,6 +127,25 @@ def filled_by_the_first(limit: float) -> str:
     )
 
 
+def own_records(home: Home, policy: Policy) -> tuple[Record, ...]:
+    """The home's ledger, read without a lock; none where it has not begun.
+
+    Raises LedgerError where it cannot be trusted, or is another site's or goes by another key than the home's.
+    """
+    records = records_of(home)
+    if not records:
+        return ()
+    if records[0].site != policy.site:
+        raise LedgerError(f"The ledger {home.ledger_path} belongs to {records[0].site!r}, not to {policy.site!r}.")
+    key, own = signing_keys(records)[-1], home.signing_key().public_bytes
+    if key != own.hex():
+        raise LedgerError(
+            f"The ledger {home.ledger_path} goes by the key {fingerprint(bytes.fromhex(key))}, and this home has "
+            f"{fingerprint(own)}: put its own ledger, or its own key, back."
+        )
+    return records
+
+
 def plan_at(home: Home, federation: Federation, site: Site, run: str | None = None) -> SitePlan | None:
     """What a home's gate would make of a run, asked from outside and without writing; None where privacy is off.
 
@@ -135,7 +155,7 @@ def plan_at(home: Home, federation: Federation, site: Site, run: str | None = No
     if federation.config.privacy.mode == "off":
         return None
     policy = home.policy()
-    records = read_ledger(home.ledger_path) if Ledger.is_begun(home.ledger_path) else []
+    records = own_records(home, policy)
     books = standing(records).run(run) if records and run is not None else None
     if books is not None and books.plan is not None:
         return plan_on_record(federation, site, books.plan)

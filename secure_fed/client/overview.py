@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from secure_fed.accounting import epsilon
-from secure_fed.client.books import close_run, open_ledger, require_no_less
+from secure_fed.client.books import close_run, open_ledger, own_records, require_no_less
 from secure_fed.client.home import Home
 from secure_fed.errors import ConfigError
 from secure_fed.identity import canonical_json, fingerprint
-from secure_fed.ledger import Genesis, Ledger, Record, read_ledger, standing
+from secure_fed.ledger import Genesis, Ledger, Record, standing
 from secure_fed.ledger.budget import RunBooks
 
 
@@ -74,7 +75,7 @@ def budget_of(home: Home) -> BudgetView:
     the ledger cannot be trusted.
     """
     policy = home.policy()
-    records = read_ledger(home.ledger_path) if Ledger.is_begun(home.ledger_path) else []
+    records = own_records(home, policy)
     limit, books = policy.epsilon, None
     if records:
         books = standing(records)
@@ -124,7 +125,7 @@ def close_open_run(home: Home, run: str) -> str:
             return meant[0]
 
 
-def _row(books: RunBooks, genesis: Genesis, records: list[Record]) -> RunRow:
+def _row(books: RunBooks, genesis: Genesis, records: Sequence[Record]) -> RunRow:
     first = next(record for record in records if getattr(record.body, "run", None) == books.run)
     plan = books.plan
     return RunRow(
