@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_fed.accounting import Mechanism, epsilon, epsilon_by_round, epsilon_curve, patient_epsilon
+from secure_fed.client.books import own_records
 from secure_fed.config import compose_config, freeze
 from secure_fed.engines.simulated_homes import kept_home, plan_of, policy_of
 from secure_fed.engines.simulated_sites import simulate
@@ -19,7 +20,7 @@ from secure_fed.errors import ConfigError, PolicyRefusal
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import PlannedPhase, SitePlan
-from secure_fed.ledger import Ledger, Standing, read_ledger, standing
+from secure_fed.ledger import Standing, standing
 from secure_fed.privacy.plan import GaussianPlan
 
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -157,10 +158,10 @@ class _Asked:
 
 def _ask(federation: Federation, site: Site) -> _Asked:
     home = kept_home(federation.config, site.name)
-    begun = home is not None and Ledger.is_begun(home.ledger_path)
     plan = plan_of(federation, site)
     assert plan is not None  # noqa: S101 - privacy is on
-    books = standing(read_ledger(home.ledger_path)) if home is not None and begun else None
+    records = () if home is None else own_records(home, home.policy())
+    books = standing(records) if records else None
     return _Asked(site, plan, books, policy_of(federation, site).epsilon)
 
 

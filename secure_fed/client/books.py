@@ -5,7 +5,7 @@ The ledger's first record fixes the guarantee; a policy that is edited later may
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -17,8 +17,9 @@ from secure_fed.errors import BudgetExhausted, LedgerError, PolicyRefusal
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import Past, SitePlan, plan_for, plan_on_record
 from secure_fed.identity import fingerprint
-from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, signing_keys, standing
+from secure_fed.ledger import Close, Genesis, Ledger, Record, Refusal, Reserve, Standing, signing_keys, standing
 from secure_fed.ledger.accountable import absurd
+from secure_fed.ledger.budget import RunBooks
 from secure_fed.ledger.record import TIME_FORMAT
 
 _DAY = timedelta(hours=24)
@@ -76,12 +77,11 @@ def _loosened(policy: Policy, genesis: Genesis) -> Iterator[str]:
         )
 
 
-def past_of(records: Sequence[Record], policy: Policy, run: str | None) -> Past:
+def past_of(books: Standing, policy: Policy, run: str | None) -> Past:
     """What runs but `run` hold of this home's budget, and what its owner allows over all of them.
 
     Raises BudgetExhausted where something left without privacy, or the ledger set no limit: nothing can be added.
     """
-    books = standing(records)
     genesis = books.genesis
     if books.is_off or genesis.epsilon_limit is None or genesis.filter_order is None:
         raise BudgetExhausted(
@@ -98,10 +98,9 @@ def unspent(policy: Policy) -> Past:
     return Past((), policy.epsilon, policy.delta, order, policy.relation)
 
 
-def require_admitted(records: Sequence[Record], policy: Policy, run: str, plan: SitePlan) -> float:
+def require_admitted(books: Standing, policy: Policy, run: str, plan: SitePlan) -> float:
     """The epsilon that is held against the owner's limit, with this plan in full; raises BudgetExhausted beyond it."""
-    limit = past_of(records, policy, run).limit
-    books = standing(records)
+    limit = past_of(books, policy, run).limit
     beyond = absurd((*books.commitments(without=run), *plan.mechanisms), books.genesis)
     if beyond is not None:
         raise BudgetExhausted(
@@ -156,22 +155,22 @@ def plan_at(home: Home, federation: Federation, site: Site, run: str | None = No
         return None
     policy = home.policy()
     records = own_records(home, policy)
-    books = standing(records).run(run) if records and run is not None else None
-    if books is not None and books.plan is not None:
-        return plan_on_record(federation, site, books.plan)
+    books = standing(records) if records else None
+    known = None if books is None or run is None else books.run(run)
+    if known is not None and known.plan is not None:
+        return plan_on_record(federation, site, known.plan)
     admit(policy, federation)
-    if not records:
+    if books is None:
         return plan_for(federation, site, unspent(policy))
-    require_no_less(policy, standing(records).genesis)
-    plan = plan_for(federation, site, past_of(records, policy, run))
+    require_no_less(policy, books.genesis)
+    plan = plan_for(federation, site, past_of(books, policy, run))
     assert plan is not None  # noqa: S101 - privacy is on
-    require_admitted(records, policy, run or "", plan)
+    require_admitted(books, policy, run or "", plan)
     return plan
 
 
-def require_open(ledger: Ledger, site: str, run: str) -> None:
+def require_open(books: RunBooks | None, site: str, run: str) -> None:
     """Raise BudgetExhausted where this run was closed: it gave back what it had not charged."""
-    books = standing(ledger.records).run(run)
     if books is not None and books.closed:
         raise BudgetExhausted(f"{site}: run {run} was closed on this home and charges nothing more; begin a new run")
 

@@ -15,7 +15,7 @@ from secure_fed.errors import BudgetExhausted
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import PlannedPhase, SitePlan, plan_for, plan_on_record
 from secure_fed.federation.wire import Header
-from secure_fed.ledger import Ledger, Off, Plan, Reserve, standing
+from secure_fed.ledger import Ledger, Off, Plan, Reserve, Standing, standing
 from secure_fed.ledger import PlannedPhase as LedgerPhase
 from secure_fed.methods.base import Phase
 from secure_fed.privacy.plan import GaussianPlan
@@ -41,15 +41,16 @@ class Charges:
         if self.federation.config.privacy.mode == "off":
             self._require_unlimited()
             return None
-        require_open(self.ledger, self.site.name, header.run)
+        books = standing(self.ledger.records)
+        known = books.run(header.run)
+        require_open(known, self.site.name, header.run)
         require_rate(self.ledger, self.policy, header.run, header.round)
-        books = standing(self.ledger.records).run(header.run)
-        if books is None or books.plan is None:
-            plan = self._fix(header.run, preflight)
+        if known is None or known.plan is None:
+            plan = self._fix(header.run, books, preflight)
         else:
-            plan = plan_on_record(self.federation, self.site, books.plan)
+            plan = plan_on_record(self.federation, self.site, known.plan)
             # The owner may have lowered the limit since; only what this run still has in its plan can be asked for.
-            require_admitted(self.ledger.records, self.policy, header.run, plan)
+            require_admitted(books, self.policy, header.run, plan)
             preflight(plan)
         self._require_rounds_left(header.run, plan, phases)
         return plan
@@ -89,11 +90,11 @@ class Charges:
             artefact=planned.artefact,
         )
 
-    def _fix(self, run: str, preflight: Callable[[SitePlan], None]) -> SitePlan:
+    def _fix(self, run: str, books: Standing, preflight: Callable[[SitePlan], None]) -> SitePlan:
         """Solve the noise given what the home has given away, and put the plan on the ledger."""
-        plan = plan_for(self.federation, self.site, past_of(self.ledger.records, self.policy, run))
+        plan = plan_for(self.federation, self.site, past_of(books, self.policy, run))
         assert plan is not None  # noqa: S101 - privacy is on
-        reached = require_admitted(self.ledger.records, self.policy, run, plan)
+        reached = require_admitted(books, self.policy, run, plan)
         preflight(plan)
         phases = tuple(
             LedgerPhase(

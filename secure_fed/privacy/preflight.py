@@ -58,8 +58,6 @@ def preflight(
     with only_trained(model, components):
         refuse_unsupported_layers(model)
         _refuse_coupling(lambda records: loss(model, records), batch, "loss", 1)
-    outliers = with_outliers(batch)
-    batches = {"made-up records": batch, "outliers": outliers, "a record that is not finite": with_non_finite(outliers)}
 
     def unnoised(records: Batch) -> Tensor:
         return clipped_gradient_sum(model, components, loss, records, plan.max_grad_norm, back_end)
@@ -71,7 +69,7 @@ def preflight(
 
     _refuse_other_gradients(model, components, loss, batch, back_end)
     construction = Construction(unnoised, noised)
-    refuse_unsound(construction, batches, plan.max_grad_norm, plan.noise_multiplier)
+    refuse_unsound(construction, _trials(batch), plan.max_grad_norm, plan.noise_multiplier)
 
 
 def preflight_statistic(
@@ -83,7 +81,6 @@ def preflight_statistic(
     batch = made_up_batch(model, _UNITS, _SEED, plan.unit, plan.max_records_per_unit)
     with torch.no_grad():
         _refuse_coupling(lambda records: statistic(model, records), batch, "statistic", 2)
-    outliers = with_outliers(batch)
     width = statistic(model, batch).shape[1]
     stream = noise.derive("preflight/sums")
 
@@ -94,8 +91,13 @@ def preflight_statistic(
         lambda records: clipped_sum(rows(records), records.units, plan.bound),
         lambda records: torch.from_numpy(noisy_sum(rows(records), records, plan, stream)),
     )
-    batches = {"made-up records": batch, "outliers": outliers, "a record that is not finite": with_non_finite(outliers)}
-    refuse_unsound(construction, batches, plan.bound, plan.noise_multiplier)
+    refuse_unsound(construction, _trials(batch), plan.bound, plan.noise_multiplier)
+
+
+def _trials(batch: Batch) -> dict[str, Batch]:
+    """What every construction is tried on: made-up units, outliers of them, and one of those not finite."""
+    outliers = with_outliers(batch)
+    return {"made-up records": batch, "outliers": outliers, "a record that is not finite": with_non_finite(outliers)}
 
 
 def preflight_once(

@@ -12,10 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from federation_bench import Bench
+from two_phase_site import SITE, TWO_PHASES, bodies, edit, log_of
 
 from secure_fed.client import books
 from secure_fed.client.halt import halted
@@ -27,29 +27,6 @@ from secure_fed.federation.wire import Header
 from secure_fed.ledger import Ledger, Plan, Reserve, read_ledger, standing, verify
 from secure_fed.ledger import ledger as ledger_module
 from secure_fed.server.round import Place
-
-SITE = "site01"
-TWO_PHASES = "method.schedule=every_round"
-"""Classifier and translators in one round: two charges of it."""
-
-
-@pytest.fixture
-def bench(make_config, tmp_path) -> Bench:
-    return Bench.make(make_config(TWO_PHASES, "secagg.max_attempts=1", folder=tmp_path / "run"))
-
-
-def bodies(home: Home, kind: type) -> list:
-    return [r.body for r in read_ledger(home.ledger_path) if isinstance(r.body, kind)]
-
-
-def edit(home: Home, **changes: object) -> None:
-    path = home.policy_path
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
-
-
-def log_of(home: Home) -> str:
-    return (home.private / "site.log").read_text()
-
 
 # -- the disk ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from federation_bench import Bench
 
 from secure_fed.client.held_out import KEY_PURPOSE, is_held_out
 from secure_fed.client.home import Home
-from secure_fed.client.training import LocalTraining
 from secure_fed.config import compose_config, freeze
 from secure_fed.data.records import Records
 from secure_fed.engines.runner import resume, start
@@ -27,20 +26,6 @@ from secure_fed.server.federated_auroc import score_view
 
 FEDERATED = ("evaluation=federated", "evaluation.fraction=0.4", "method=zero_fill", "data.patients=150")
 ROUNDS = 3
-
-
-@pytest.fixture
-def updates(monkeypatch):
-    """The un-masked updates of every site, taken from inside the sites, for comparison only."""
-    taken: dict[str, dict[str, np.ndarray]] = {}
-    original = LocalTraining.update
-
-    def spy(self, header, track):
-        taken[self.site.name] = original(self, header, track)
-        return taken[self.site.name]
-
-    monkeypatch.setattr(LocalTraining, "update", spy)
-    return taken
 
 
 @pytest.fixture

@@ -20,20 +20,6 @@ from secure_fed.server.announced import Announced
 from secure_fed.server.round import RoundBurned
 
 
-@pytest.fixture
-def updates(monkeypatch):
-    """The un-masked updates of every site, taken from inside the sites, for comparison only."""
-    taken: dict[str, dict[str, np.ndarray]] = {}
-    original = LocalTraining.update
-
-    def spy(self, header, track):
-        taken[self.site.name] = original(self, header, track)
-        return taken[self.site.name]
-
-    monkeypatch.setattr(LocalTraining, "update", spy)
-    return taken
-
-
 def test_the_opened_mean_is_the_weighted_mean_of_the_updates(make_config, updates) -> None:
     bench = Bench.make(make_config())
     result = bench.round()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secure_fed.data.records import ModalitySpec, Records, Schema
@@ -173,3 +173,20 @@ def plan(**changes: object) -> GaussianPlan:
         "sample_rate": 1.0, "steps": 1, "declared_n": 6,
     }  # fmt: skip
     return GaussianPlan(**{**values, **changes})
+
+
+def model_with_a_layer_of_no_known_gradient():
+    """A model whose fusion trains a layer that Opacus has no per-record gradient for: `Scale`."""
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(32))
+
+        def forward(self, x):
+            return x * self.weight
+
+    model = make_model()
+    model.fusion = nn.Sequential(nn.Linear(96, 32), Scale(), nn.Linear(32, 3))
+    model._components = model._name_components()
+    return model

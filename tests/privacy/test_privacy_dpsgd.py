@@ -16,6 +16,7 @@ from dp_fixtures import (
     flat,
     make_batch,
     make_model,
+    model_with_a_layer_of_no_known_gradient,
     plan,
     reference_gradients,
     translation_loss,
@@ -204,17 +205,7 @@ def test_layers_that_keep_statistics_are_refused_even_without_weights(norm):
 
 
 def test_a_trained_layer_without_a_known_per_record_gradient_is_refused():
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(32))
-
-        def forward(self, x):
-            return x * self.weight
-
-    model = make_model()
-    model.fusion = nn.Sequential(nn.Linear(96, 32), Scale(), nn.Linear(32, 3))
-    model._components = model._name_components()
+    model = model_with_a_layer_of_no_known_gradient()
     with pytest.raises(PrivacyError, match=r"fusion\.1.*Scale"):
         dp_sgd(model, ["fusion"], classification_loss, make_batch(model), plan(), SGD, OsNoise())
 

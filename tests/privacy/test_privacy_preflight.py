@@ -16,10 +16,10 @@ from dp_fixtures import (
     classification_loss,
     make_batch,
     make_model,
+    model_with_a_layer_of_no_known_gradient,
     plan,
     translation_loss,
 )
-from torch import nn
 from torch.nn import functional as F
 
 from secure_fed.errors import PrivacyError
@@ -140,17 +140,7 @@ def test_a_buffer_that_moves_is_refused():
 
 
 def test_a_layer_without_a_known_gradient_is_refused():
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(32))
-
-        def forward(self, x):
-            return x * self.weight
-
-    model = make_model()
-    model.fusion = nn.Sequential(nn.Linear(96, 32), Scale(), nn.Linear(32, 3))
-    model._components = model._name_components()
+    model = model_with_a_layer_of_no_known_gradient()
     with pytest.raises(PrivacyError, match="Scale, whose per-record gradient is not known"):
         preflight(model, ["fusion"], classification_loss, plan(), OsNoise())
 
