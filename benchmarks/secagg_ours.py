@@ -13,6 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from secure_fed import signatures
 from secure_fed.secagg import (
     ClientSession,
     ComponentSpec,
@@ -70,6 +71,7 @@ class Cohort:
         """Seconds of the first client's masking step."""
         name = self.context.members[0]
         session, request = self.session(name), self.servers[1].request(name)
+        signatures.forget()  # as at a site of its own, which sees these for the first time
         start = time.perf_counter()
         masked = session.mask(request, {COMPONENT: source}, MODEL, threads)
         seconds = time.perf_counter() - start
@@ -159,6 +161,7 @@ class Unmasking:
     def seconds(self, threads: int) -> float:
         """Of `open`, with the sum in float64 and packed for the broadcast, as Flower's stage ends."""
         server, params = copy.deepcopy(self.servers[threads]), self.context.params
+        signatures.forget()
         start = time.perf_counter()
         opened = self.open(server)
         dequantise(opened, params.clip, params.value_bits)

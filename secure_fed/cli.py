@@ -15,6 +15,7 @@ import typer
 
 from secure_fed.cli_ledger import ledger
 from secure_fed.cli_site import site
+from secure_fed.cli_sweep import register, rewrite_sweep
 from secure_fed.doors import said_plainly
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 app.add_typer(site)
 app.add_typer(ledger)
+register(app)
 
 
 def main() -> None:
@@ -119,12 +121,15 @@ def _second_accountant() -> Callable[[Iterable[Mechanism], float], float | None]
 @app.command(
     epilog="Examples:\n\n"
     "secure-fed report RUN                                  a run's page, model card and epsilon report\n\n"
+    "secure-fed report SWEEP                                a sweep's tables and page, anew from its cells\n\n"
     "secure-fed report site01/ledger.jsonl site02/ledger.jsonl --roster roster.json --output audit",
 )
 def report(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN | LEDGER...", help="A finished run's folder, or site homes and ledger files."),
+        typer.Argument(
+            metavar="RUN | SWEEP | LEDGER...", help="A run's or a sweep's folder, or site homes and ledger files."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the epsilon report; without, a run's own, else the current one.")
@@ -140,6 +145,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the epsilon report, for a run its page and model card too. Exit 1 where the ledgers do not hold."""
+    if len(paths) == 1 and (paths[0] / "sweep.json").is_file():
+        rewrite_sweep(paths[0], alone=not any((output, roster, anchor, audit, cross_check)))
+        return
     from secure_fed.report import is_run, write_epsilon_report, write_model_card, write_report
 
     run = paths[0] if len(paths) == 1 and is_run(paths[0]) else None

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -19,10 +19,17 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from secure_fed.errors import ConfigError
 from secure_fed.federation.config import RunConfig
+
+Primary = Literal["config", "sweep"]
+"""Which configuration is composed: a run's (config.yaml), or a sweep's (sweep.yaml)."""
+
+_SWEEP_GROUPS = ("sweep", "launcher")
+_COMMAND: dict[Primary, str] = {"config": "run", "sweep": "sweep"}
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def config_dir() -> Path:
@@ -34,17 +41,18 @@ def config_dir() -> Path:
     raise ConfigError(f"no configs/config.yaml beside {package}: the installation is incomplete, reinstall secure-fed")
 
 
-def compose_config(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], primary: Primary = "config") -> DictConfig:
     """Compose the configuration that `overrides` give; raises ConfigError with the nearest known keys."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
-            return compose("config", overrides=list(overrides))
+            return compose(primary, overrides=list(overrides))
         except (ConfigCompositionException, OverrideParseException, ValueError) as error:
             # Hydra raises a bare ValueError where a group is given null.
-            raise ConfigError(_explain(error, overrides)) from error
+            raise ConfigError(_explain(error, overrides, primary)) from error
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{_first_line(error)}; `secure-fed run --cfg job` shows all values") from error
+            shown = f"`secure-fed {_COMMAND[primary]} --cfg job` shows all values"
+            raise ConfigError(f"{_first_line(error)}; {shown}") from error
 
 
 def freeze(config: DictConfig, run_dir: Path) -> RunConfig:
@@ -57,18 +65,30 @@ def freeze(config: DictConfig, run_dir: Path) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     assert isinstance(tree, dict)  # noqa: S101 - to_container of a DictConfig
+    return freeze_tree({str(key): value for key, value in tree.items()})
+
+
+def freeze_tree(tree: dict[str, Any]) -> RunConfig:
+    """What `freeze` makes of plain, resolved values."""
     # A run may be resumed, and a worker may run, in another working directory.
-    absolute = _with_absolute_paths(validate({str(key): value for key, value in tree.items()}).model_dump())
+    absolute = _with_absolute_paths(validate(tree).model_dump())
     assert isinstance(absolute, dict)  # noqa: S101 - it was one
     return validate(absolute)
 
 
 def validate(tree: dict[str, Any]) -> RunConfig:
     """A `RunConfig` from plain values; raises ConfigError with one line per wrong value."""
+    return validate_as(RunConfig, tree)
+
+
+def validate_as(model: type[_Model], tree: object, prefix: str = "") -> _Model:
+    """A `model` from plain values; raises ConfigError with one line per wrong value, its key behind `prefix`."""
     try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_describe(item["type"], item["loc"], item["msg"], item.get("input")) for item in error.errors()]
+        lines = [
+            prefix + _describe(item["type"], item["loc"], item["msg"], item.get("input")) for item in error.errors()
+        ]
         raise ConfigError("; ".join(dict.fromkeys(lines))) from error
 
 
@@ -125,7 +145,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str], primary: Primary) -> str:
     """Hydra's message, with the nearest known keys or group options for whatever it does not know."""
     parser = OverridesParser.create()
     parsed: list[Override] = []
@@ -134,26 +154,28 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             parsed.append(parser.parse_override(item))
         except HydraException as wrong:
             return f"override {item!r} cannot be read ({_first_line(wrong)}); an override is written key=value"
-    groups = _groups()
+    groups = _groups(primary)
     choices = [override for override in parsed if override.key_or_group in groups]
     for override in choices:
         key, option = override.key_or_group, str(override.value())
         if option not in groups[key]:
             return f"{key}={option} is unknown; {_nearest(option, groups[key])}known: {', '.join(groups[key])}"
     try:
-        known = _known([str(override.input_line) for override in choices])
+        known = _known([str(override.input_line) for override in choices], primary)
     except HydraException as wrong:  # options that do not go together
         return _first_line(wrong)
     for override in parsed:
         key = override.key_or_group
         if key not in {*known[0], *known[1], "hydra"} and not key.startswith("hydra.") and not override.is_add():
-            return _unknown_key(key, *known)
+            return _unknown_key(key, *known, primary)
     # What is left: a value that Hydra cannot place, and it says how to write it.
     return " ".join(line.strip() for line in str(error).strip().splitlines())
 
 
-def _unknown_key(key: str, keys: Sequence[str], groups: Sequence[str]) -> str:
-    return f"unknown key {key!r}; {_nearest(key, [*keys, *groups])}`secure-fed run --cfg job` lists all"
+def _unknown_key(key: str, keys: Sequence[str], groups: Sequence[str], primary: Primary) -> str:
+    if primary == "config" and key.partition(".")[0] in _SWEEP_GROUPS:
+        return f"unknown key {key!r}: it belongs to `secure-fed sweep`"
+    return f"unknown key {key!r}; {_nearest(key, [*keys, *groups])}`secure-fed {_COMMAND[primary]} --cfg job` lists all"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -163,17 +185,17 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(match)}? " if match else ""
 
 
-def _groups() -> dict[str, list[str]]:
-    """The options of every group."""
+def _groups(primary: Primary) -> dict[str, list[str]]:
+    """The options of every group of a run's configuration, or of a sweep's."""
     root = config_dir()
     groups: dict[str, list[str]] = {}
     for path in sorted(root.rglob("*.yaml")):
-        if path.parent != root:
+        if path.parent != root and (path.relative_to(root).parts[0] in _SWEEP_GROUPS) == (primary == "sweep"):
             groups.setdefault(path.parent.relative_to(root).as_posix(), []).append(path.stem)
     return groups
 
 
-def _known(choices: Sequence[str]) -> tuple[list[str], list[str]]:
+def _known(choices: Sequence[str], primary: Primary) -> tuple[list[str], list[str]]:
     """All keys of the configuration that these choices of group options give, and all groups."""
     keys: list[str] = []
 
@@ -185,5 +207,5 @@ def _known(choices: Sequence[str]) -> tuple[list[str], list[str]]:
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        walk(OmegaConf.to_container(compose("config", overrides=list(choices)), resolve=False), "")
-    return keys, list(_groups())
+        walk(OmegaConf.to_container(compose(primary, overrides=list(choices)), resolve=False), "")
+    return keys, list(_groups(primary))

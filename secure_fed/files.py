@@ -18,38 +18,48 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a 0600 file whole or not at all, and synced; raises ConfigError where it stands and may not be replaced."""
+def write_durably(path: Path, data: bytes, *, overwrite: bool, sync_name: bool = True) -> None:
+    """Write a 0600 file whole or not at all, and synced; raises ConfigError where it stands and may not be replaced.
+
+    Without `sync_name` a power cut may bring back the file that stood there before, until the caller has called
+    `sync_folder`; never a torn one.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    stays = True
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            os.fsync(handle)
         if overwrite:
-            Path(name).replace(path)
+            os.replace(name, path)
+            stays = False
         else:
             os.link(name, path)  # fails where the name is taken, unlike a rename
     except FileExistsError as error:
         raise ConfigError(f"The file {path} exists already and is not overwritten.") from error
     finally:
-        Path(name).unlink(missing_ok=True)
-    sync_folder(path.parent)
+        if stays:
+            Path(name).unlink(missing_ok=True)
+    if sync_name:
+        sync_folder(path.parent)
 
 
 def write_whole(path: Path, text: str) -> Path:
     """Write a text file whole or not at all; raises DataError where the folder refuses it."""
+    whole: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
+            whole = Path(file.name)
             file.write(text)
-        whole = Path(file.name)
-        try:
-            whole.chmod(0o644)
-            whole.replace(path)
-        finally:
-            whole.unlink(missing_ok=True)
+        whole.chmod(0o644)
+        whole.replace(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}. Make room and the folder writable.") from error
+    finally:
+        if whole is not None:
+            whole.unlink(missing_ok=True)
     return path

@@ -19,6 +19,12 @@ def render_plan(view: PlanView, console: Console) -> None:
         _group(group, view.unit, console)
     for site, reason in view.refused.items():
         console.print(f"[bold red]{escape(site)} refuses[/]: {escape(reason)}")
+    if view.budget_shares:
+        parts = ", ".join(f"{escape(name)} {share:.1%}" for name, share in view.budget_shares.items())
+        console.print(
+            f"privacy.budget_shares: of what the schedule spends, by steps times (q / sigma) squared: {parts}. A site "
+            "without some of these phases spends all of its epsilon on the others"
+        )
     for text in view.warnings:
         console.print(f"[yellow]warning: {escape(text)}[/]")
     console.print(f"\nplan hash  {view.plan_hash}  (approved_plans in policy.yaml)")

@@ -19,8 +19,9 @@ from secure_fed.engines.simulated_sites import simulate
 from secure_fed.errors import ConfigError, PolicyRefusal
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
-from secure_fed.federation.plan import PlannedPhase, SitePlan
+from secure_fed.federation.plan import PlannedPhase, SitePlan, budget_share
 from secure_fed.ledger import Standing, standing
+from secure_fed.methods.base import HistogramPhase
 from secure_fed.privacy.plan import GaussianPlan
 
 DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -83,7 +84,10 @@ class GroupView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """The whole plan. `refused`: site -> why its home admits no such run."""
+    """The whole plan. `refused`: site -> why its home admits no such run.
+
+    budget_shares: phase -> its part of what the schedule spends, where `privacy.budget_shares` says so; else empty.
+    """
 
     name: str
     method: str
@@ -94,6 +98,7 @@ class PlanView:
     data_set: str
     groups: tuple[GroupView, ...]
     refused: dict[str, str]
+    budget_shares: dict[str, float]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -127,8 +132,16 @@ def plan_view(overrides: Sequence[str]) -> PlanView:
         data_set=federation.data_set,
         groups=views,
         refused=refused,
+        budget_shares=_budget_shares(federation),
         warnings=tuple(_warnings(views)),
     )
+
+
+def _budget_shares(federation: Federation) -> dict[str, float]:
+    if not federation.config.privacy.budget_shares:
+        return {}
+    training = [phase for phase in federation.phases if not isinstance(phase, HistogramPhase)]
+    return {phase.name: budget_share(federation, phase) for phase in training}
 
 
 _Key = tuple[object, ...]

@@ -53,7 +53,7 @@ class LiveProgress:
             else "no privacy"
         )
         self._console.print(
-            f"{config.method.name} on {config.data.name}: {config.federation.sites} sites, "
+            f"{config.method.name} on {config.data.name}: {config.federation.members} sites, "
             f"{rounds} rounds, {target}, engine {config.engine.name}"
         )
         if self._console.is_terminal:

@@ -76,6 +76,15 @@ def test_a_plan_is_shown_as_tables_with_its_hash(cli, small) -> None:
     assert "plan hash" in text
 
 
+def test_a_plan_says_how_its_budget_is_shared_out_where_the_configuration_does(cli, small) -> None:
+    shares = json.loads(cli("plan", *small, "+privacy.budget_shares.translate=0.35", "--json").stdout)["budget_shares"]
+    assert shares == {"classify": pytest.approx(0.65), "translate": pytest.approx(0.35)}
+    text = " ".join(cli("plan", *small, "+privacy.budget_shares.translate=0.35").stdout.split())
+    assert "classify 65.0%, translate 35.0%" in text
+    assert json.loads(cli("plan", *small, "--json").stdout)["budget_shares"] == {}
+    assert "budget_shares" not in cli("plan", *small).stdout
+
+
 def test_a_plan_warns_where_a_site_is_too_small_to_learn_anything(cli, small) -> None:
     text = " ".join(cli("plan", *small, "privacy.epsilon=0.1").stdout.split())
     assert "will hardly learn anything" in text

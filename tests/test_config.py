@@ -20,6 +20,7 @@ def options() -> list[str]:
     """Every group option that needs nothing else said."""
     root = config_dir()
     found = [path.relative_to(root) for path in sorted(root.rglob("*.yaml")) if path.parent != root]
+    found = [path for path in found if path.parts[0] not in {"sweep", "launcher"}]  # those of another configuration
     return [f"{path.parent.as_posix()}={path.stem}" for path in found if path.parent.name not in {"data", "experiment"}]
 
 

@@ -14,14 +14,25 @@ from secure_fed.accounting.compose import (
 from secure_fed.accounting.filter import filter_epsilon, filter_order
 from secure_fed.accounting.groups import patient_epsilon
 from secure_fed.accounting.mechanisms import Kind, Mechanism, event, joint_noise_multiplier, merge
+from secure_fed.accounting.selection import (
+    Composed,
+    composed_epsilon,
+    covers,
+    draw_repetitions,
+    repeat_select_epsilon,
+)
 
 __all__ = [
     "Accountant",
+    "Composed",
     "Kind",
     "Mechanism",
     "MechanismShape",
     "Relation",
     "calibrate",
+    "composed_epsilon",
+    "covers",
+    "draw_repetitions",
     "epsilon",
     "epsilon_by_round",
     "epsilon_curve",
@@ -31,4 +42,5 @@ __all__ = [
     "joint_noise_multiplier",
     "merge",
     "patient_epsilon",
+    "repeat_select_epsilon",
 ]

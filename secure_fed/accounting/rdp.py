@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -50,10 +50,25 @@ def epsilon(merged: tuple[Mechanism, ...], delta: float, relation: str) -> float
     """Epsilon at `delta` over merged mechanisms by Renyi composition; 0.0 for none, inf without noise."""
     if not merged:
         return 0.0
-    ours = relation == "replace_one" or any(m.batch_cap is not None for m in merged)
-    orders = np.array(_ORDERS if ours else rdp.RdpAccountant().orders, dtype=np.float64)
-    curve = np.sum([m.steps * _divergence(m, orders, relation) for m in merged], axis=0)
-    return float(rdp.compute_epsilon(orders, curve, delta)[0])
+    orders = orders_for(merged, relation)
+    return best_epsilon(orders, curve(merged, orders, relation), delta)
+
+
+def orders_for(mechanisms: Iterable[Mechanism], relation: str = "add_or_remove_one") -> Orders:
+    """The orders at which these mechanisms are compared and composed."""
+    ours = relation == "replace_one" or any(m.batch_cap is not None for m in mechanisms)
+    return np.array(_ORDERS if ours else rdp.RdpAccountant().orders, dtype=np.float64)
+
+
+def curve(merged: tuple[Mechanism, ...], orders: Orders, relation: str = "add_or_remove_one") -> Orders:
+    """Renyi divergence of merged mechanisms at every order [len(orders)]: an upper bound, in both directions."""
+    parts = [m.steps * _divergence(m, orders, relation) for m in merged]
+    return np.asarray(np.sum([np.zeros(len(orders)), *parts], axis=0), dtype=np.float64)
+
+
+def best_epsilon(orders: Orders, divergences: Orders, delta: float) -> float:
+    """Epsilon at `delta` at the order that gives the least; inf where no divergence is finite."""
+    return float(rdp.compute_epsilon(orders, divergences, delta)[0])
 
 
 def divergence(merged: tuple[Mechanism, ...], order: float, relation: str) -> float:

@@ -31,9 +31,13 @@ MOST_REFUSALS = 100
 def open_ledger(home: Home, policy: Policy, *, limited: bool = True) -> Iterator[Ledger]:
     """The home's ledger, open in a block; begun where there is none yet. `limited` is false for runs with privacy=off.
 
+    What the home was given to keep is settled first: a ledger that went on without it would tell of rounds that the
+    journal never began.
+
     Raises PolicyRefusal where the policy promises less than the ledger's first record, LedgerBehind where the home
     remembers a longer ledger or another one, LedgerError as `Ledger`.
     """
+    home.settle()
     if not Ledger.is_begun(home.ledger_path):
         require_whole(home, policy.site, ())
     key = home.signing_key()

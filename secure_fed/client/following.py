@@ -12,23 +12,14 @@ from secure_fed.client.home import Home, of_run
 from secure_fed.errors import SecAggError
 from secure_fed.federation.announcement import CHECKPOINT, MODEL, SUM, Announcement, Outcome
 from secure_fed.federation.facts import Federation
-from secure_fed.federation.masking import session_context
+from secure_fed.federation.masking import Membership
 from secure_fed.federation.track import Track, binding, check_shape, follow, initial_track, is_same_draw, means_of
 from secure_fed.federation.wire import NEEDS_CHECKPOINT, Array, Header, part
-from secure_fed.identity import Roster
 from secure_fed.secagg import Code, Transcript, packed_bytes, unpack, wire_bits
 
 TRACK = "track"
 DIVERGED = "model_diverged"
 """The announced model is not what the announced sums give."""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """A roster and what follows from it."""
-
-    roster: Roster
-    federation: Federation
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ class Follower:
         membership = self._membership_of(outcome.roster)
         if membership is None:
             raise SecAggError("unknown_roster", "the last round stands on a roster that this site never had")
-        context = session_context(membership.federation, membership.roster, outcome.header)
+        context = membership.context(outcome.header)
         context.check_transcript(Transcript.from_bytes(bytes.fromhex(outcome.transcript)), basis)
         return membership
 

@@ -43,6 +43,9 @@ class Home:
     def __init__(self, root: Path) -> None:
         """Open an existing home; raises ConfigError where it is none."""
         self.root = root
+        self._alone = False
+        self._key: SigningKey | None = None
+        self._names_unsynced = False
         if not self.policy_path.is_file():
             raise ConfigError(f"{root} is not a site's home: it has no policy.yaml")
 
@@ -84,7 +87,18 @@ class Home:
         return self.private / "identity.next.pem"
 
     def signing_key(self) -> SigningKey:
-        """The site's Ed25519 identity: the key that the ledger goes by, also where a crash interrupted a rotation."""
+        """The site's Ed25519 identity: the key that the ledger goes by, also where a crash interrupted a rotation.
+
+        A block of `alone` reads it once, for nobody else can change it there, and forgets it with the block.
+        """
+        if self._key is not None:
+            return self._key
+        key = self._read_key()
+        if self._alone:
+            self._key = key
+        return key
+
+    def _read_key(self) -> SigningKey:
         if self.next_key_path.exists():
             try:
                 with Ledger.open(self.ledger_path, self.policy().site, SigningKey.load(self.next_key_path)):
@@ -95,24 +109,46 @@ class Home:
 
     def take_next_key(self) -> None:
         """Put the next key in the place of the identity; what was begun under the old one is void."""
+        self._key = None
         self.drop_all("session-")
         self.next_key_path.replace(self.private / "identity.pem")
         sync_folder(self.private)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process or thread uses this home: a stored state serves one step, and one only."""
+        """Wait until no other process or thread uses this home: a stored state serves one step, and one only.
+
+        What is put and dropped in the block survives a power cut when it is left, on whatever way, or after `settle`:
+        nothing that depends on it may leave the site before.
+        """
         handle = os.open(self.private / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
+            self._alone = True
             yield
         finally:
-            os.close(handle)
+            self._alone, self._key = False, None
+            try:
+                self.settle()
+            finally:
+                os.close(handle)
+
+    def settle(self) -> None:
+        """Make what was put and dropped so far survive a power cut: the files are synced, now their names are too."""
+        if self._names_unsynced:
+            sync_folder(self.private)
+            self._names_unsynced = False
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep `data` under `name`, encrypted, replacing what was there in one step."""
+        """Keep `data` under `name`, encrypted, replacing what was there in one step.
+
+        A power cut leaves all of it or all of what was there before; which, is settled at once, or in a block of
+        `alone` with everything else of the block: a message puts up to six, and a folder need not be synced for each.
+        """
         nonce = secrets.token_bytes(_NONCE)
-        write_durably(self._path(name), nonce + self._cipher().encrypt(nonce, data, name.encode()), overwrite=True)
+        wrapped = nonce + self._cipher().encrypt(nonce, data, name.encode())
+        write_durably(self._path(name), wrapped, overwrite=True, sync_name=not self._alone)
+        self._names_unsynced |= self._alone
 
     def get(self, name: str) -> bytes | None:
         """What was kept under `name`, None where there is nothing; raises ConfigError where it was changed.
@@ -132,9 +168,16 @@ class Home:
                 "has found out why"
             ) from error
 
-    def drop(self, name: str) -> None:
-        """Forget `name`. The bytes may survive on the medium; the key beside them is the site's to guard."""
+    def drop(self, name: str, *, synced: bool = False) -> None:
+        """Forget `name`. The bytes may survive on the medium; the key beside them is the site's to guard.
+
+        With `synced` no power cut brings it back.
+        """
         self._path(name).unlink(missing_ok=True)
+        if synced and self._alone:
+            self._names_unsynced = True
+        elif synced:
+            sync_folder(self.private)
 
     def drop_all(self, prefix: str, keep: str = "") -> None:
         """Forget everything whose name begins with `prefix`, but for `keep`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,14 +97,18 @@ class Policy(BaseModel):
 def load_policy(path: Path) -> Policy:
     """Read a policy strictly; raises ConfigError naming the file and every wrong key or value."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Policy.model_validate(tree)
+        return _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing: a site takes part in nothing without its owner's policy") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
+
+
+@lru_cache(maxsize=64)  # read before every round, and an owner edits it once in a while
+def _parsed(text: str) -> Policy:
+    return Policy.model_validate(yaml.safe_load(text))
 
 
 def _problem(item: ErrorDetails) -> str:

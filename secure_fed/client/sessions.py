@@ -61,7 +61,6 @@ class Sessions:
         make: Callable[[ClientSession], Answer],
         *,
         request: Parcel | None = None,
-        before_storing: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Let the session make its next message and store what it has become, also where it failed.
 
@@ -69,12 +68,28 @@ class Sessions:
         """
         session, earlier = self._load(context, who)
         try:
-            answer = make(session)
-            before_storing()
-            return answer
+            return make(session)
         finally:
             # A step that failed has erased its secrets: what is stored must be that state too.
             self._store(context, session, earlier or request)
+
+    def end(
+        self, context: SessionContext, who: Who, make: Callable[[ClientSession], Answer], journal: Callable[[], None]
+    ) -> Answer:
+        """Let the session make its last message and forget it; `journal` notes, synced, that the message may leave.
+
+        What is left of an ended session is an empty state: it is not stored first to be dropped then. Where the step
+        or the journal fails the session stays, as what the step made of it.
+        """
+        session, request = self._load(context, who)
+        try:
+            answer = make(session)
+            journal()
+        except BaseException:
+            self._store(context, session, request)
+            raise
+        self._home.drop(_name(context.run, context.attempt), synced=True)
+        return answer
 
     def confirmed(self, header: Header) -> Parcel | None:
         """The request whose survivors this site signed in a session, if any."""
@@ -85,10 +100,6 @@ class Sessions:
         """Member -> its signed advertisement, as this site took it in a session; empty where there is none."""
         stored = self._home.get(_name(header.run, header.attempt))
         return {} if stored is None else ClientState.from_bytes(_split(stored)[0]).peers
-
-    def forget(self, header: Header) -> None:
-        """Drop one session."""
-        self._home.drop(_name(header.run, header.attempt))
 
     def forget_all(self) -> None:
         """Drop every session: their keys, shares and commitments are void."""

@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_tensors
 
 from secure_fed.client.books import close_run, note_refusal, open_ledger
 from secure_fed.client.faults import is_silent
-from secure_fed.client.following import DIVERGED, Follower, Membership
+from secure_fed.client.following import DIVERGED, Follower
 from secure_fed.client.halt import HALTED, halt, halted
 from secure_fed.client.held_out import KEY_PURPOSE, SiteRecords
 from secure_fed.client.home import Home, of_run
@@ -32,11 +32,11 @@ from secure_fed.data.records import Records
 from secure_fed.errors import BudgetExhausted, PolicyRefusal, SecAggError, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
-from secure_fed.federation.masking import session_context
+from secure_fed.federation.masking import Membership
 from secure_fed.federation.members import sites_of
 from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header, Parcel
-from secure_fed.identity import Roster
+from secure_fed.identity import Roster, roster_bytes
 from secure_fed.ledger import Ledger, Settle
 from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
 from secure_fed.secagg import HALTING, Code, Levels, Quantiser, SessionContext, Source, Stage, fresh_secret
@@ -64,7 +64,7 @@ class SiteClient:
         self.policy: Policy = home.policy()
         self.membership = _membership(config, Roster.load(roster))
         self._roster_path = roster
-        self._accepted = ""
+        self._accepted = b""
         self._load_records = records
         self._journal = Journal(home)
         self._sessions = Sessions(home)
@@ -199,14 +199,13 @@ class SiteClient:
 
     def _unmask(self, header: Header, parcel: Parcel) -> Parcel:
         # Journal first, reply after: a crash in between loses the reply, never the memory of it.
-        body = self._sessions.step(
+        body = self._sessions.end(
             self._context(header),
             self._who,
             lambda session: session.unmask(parcel.body),
-            before_storing=lambda: self._journal.release(header),
+            lambda: self._journal.release(header),
         )
         self._forget_update(header)
-        self._sessions.forget(header)
         if self.federation.phases_of(self.site, header.step):
             with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
                 outcome = {"run": header.run, "step": header.step, "round": header.round, "attempt": header.attempt}
@@ -240,7 +239,8 @@ class SiteClient:
         if self.config.secagg.mode != "off":
             raise PolicyRefusal(f"{self.site.name}: an unmasked update was asked for in a run with secagg=on")
         self._journal.begin(header)
-        return Parcel(arrays=self._update(header, self._follow(header, parcel)))
+        # Nothing is kept for a second asking: each has a new number here, and is charged again.
+        return Parcel(arrays=self._trained(header, self._follow(header, parcel)))
 
     def _finish(self, header: Header) -> Parcel:
         """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal.
@@ -271,12 +271,17 @@ class SiteClient:
             if number > header.round:
                 # Honest coordinators never go back: a round that was left behind gets no second charge.
                 raise SecAggError("stale_round", f"round {header.round}, after an update for round {number}")
-        with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
-            update = LocalTraining(
-                self.federation, self.site, self.policy, ledger, lambda: self._records, self._noise
-            ).update(header, track)
+        update = self._trained(header, track)
         self.home.put(of_run(PENDING, header.run), key + b"\n" + save_tensors(update))
         return update
+
+    def _trained(self, header: Header, track: Track) -> Update:
+        """The round's update, drawn anew and charged."""
+        with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
+            training = LocalTraining(
+                self.federation, self.site, self.policy, ledger, lambda: self._records, self._noise
+            )
+            return training.update(header, track)
 
     def _forget_update(self, header: Header) -> None:
         """Delete the stored update of a released round; one of a later round stays."""
@@ -300,21 +305,22 @@ class SiteClient:
     def _refresh(self) -> None:
         """Read policy and roster again; a new roster makes every open session void: its keys bind the old one."""
         self.policy = self.home.policy()
-        roster = Roster.load(self._roster_path)
-        digest = roster.digest().hex()
-        if digest == self._accepted:
+        raw = roster_bytes(self._roster_path)
+        if raw == self._accepted:
             return
+        roster = Roster.from_bytes(raw, self._roster_path)
+        digest = roster.digest().hex()
         if self._journal.accept_roster(roster):
             self._sessions.forget_all()
         # Outcomes of rounds under it may have to be checked after the next change.
         self.home.put(_roster_file(digest), roster.model_dump_json().encode())
         if digest != self._roster_digest:
             self.membership = _membership(self.config, roster)
-        self._accepted = digest
+        self._accepted = raw
 
     @property
     def _roster_digest(self) -> str:
-        return self.membership.roster.digest().hex()
+        return self.membership.digest
 
     def _membership_of(self, digest: str) -> Membership | None:
         """The roster with this digest, of those that this site has accepted, and what follows from it."""
@@ -328,7 +334,7 @@ class SiteClient:
         return self._old[digest]
 
     def _context(self, header: Header) -> SessionContext:
-        return session_context(self.federation, self.membership.roster, header)
+        return self.membership.context(header)
 
     @property
     def _limited(self) -> bool:

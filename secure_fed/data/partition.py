@@ -79,12 +79,14 @@ def declared_count(n: int) -> int:
 
 
 def ownership(value: object, modalities: Sequence[str], sites: int) -> list[frozenset[str]]:
-    """The modalities that each site owns, from `"5:1:4"` or a mapping like `{"image": 8, "image+text": 2}`.
+    """The modalities that each site owns, from `"5:1:4"`, `"all"` or a mapping like `{"image": 8, "image+text": 2}`.
 
-    The shorthand is for two modalities: first only : second only : both. Kinds of sites are spread evenly
-    over the site numbers, in the same way each time.
+    The shorthand is for two modalities: first only : second only : both. With "all" every site owns every one.
+    Kinds of sites are spread evenly over the site numbers, in the same way each time.
     Raises ConfigError, naming the value and the way out.
     """
+    if value == "all":
+        return [frozenset(modalities)] * sites
     counts = _shorthand(value, modalities) if not isinstance(value, Mapping) else _mapping(value, modalities)
     total = sum(counts.values())
     if total != sites:
@@ -166,7 +168,9 @@ def _shorthand(value: object, modalities: Sequence[str]) -> dict[frozenset[str],
             f"Quote it, as in {example}"
         )
     if not isinstance(value, str):
-        raise ConfigError(f"ownership={value!r}: expected {example}, or a mapping like {{image: 8, image+text: 2}}")
+        raise ConfigError(
+            f"ownership={value!r}: expected {example}, all, or a mapping like {{image: 8, image+text: 2}}"
+        )
     if len(modalities) != 2:
         raise ConfigError(
             f"ownership={value!r} is shorthand for two modalities and this data set has {len(modalities)} "

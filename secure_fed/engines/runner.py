@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from secure_fed.engines.transport import GridTransport
 from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.evaluation import PHASE
-from secure_fed.federation.facts import Federation
+from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan
 from secure_fed.federation.track import Track, initial_track, solve_statistics
@@ -88,7 +88,13 @@ def prepare(config: RunConfig, run: str | None = None) -> Prepared:
     A kept home's plan is solved given its ledger's past, or is the one that the ledger holds for `run`.
     """
     simulated = simulate(config)
-    federation = Federation(config, simulated.members)
+    federation = federation_of(config, simulated.members)
+    return Prepared(config, simulated, federation, _plans(federation, run))
+
+
+def federation_of(config: RunConfig, members: Sequence[Site]) -> Federation:
+    """The federation of these members, found to work but for its data and plans; raises what `prepare` raises of it."""
+    federation = Federation(config, members)
     if config.secagg.mode == "on":
         secagg_params(federation)
     if config.federation.compliance and (weak := config.weaknesses()):
@@ -97,7 +103,7 @@ def prepare(config: RunConfig, run: str | None = None) -> Prepared:
             "warning; run without it"
         )
     _unverified_step(federation)
-    return Prepared(config, simulated, federation, _plans(federation, run))
+    return federation
 
 
 def _plans(federation: Federation, run: str | None) -> dict[str, SitePlan | None]:
@@ -298,11 +304,11 @@ def _run_engine(config: RunConfig, folder: Path, serve: Callable[[Grid, Context]
 
     server_app, client_app = make_server_app(serve), make_client_app(folder_of)
     if config.engine.name == "in_process":
-        run_in_process(server_app, client_app, config.federation.sites)
+        run_in_process(server_app, client_app, config.federation.members)
     else:
         from secure_fed.engines.simulation import run_simulation
 
-        run_simulation(server_app, client_app, config.federation.sites, config.engine.workers)
+        run_simulation(server_app, client_app, config.federation.members, config.engine.workers)
 
 
 def _epsilon_by_step(prepared: Prepared) -> Callable[[int], float | None]:

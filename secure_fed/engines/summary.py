@@ -106,6 +106,11 @@ def warnings_of(
         warnings.append(
             "insecure_reproducible=true: noise and sampling follow from the seed, so this run gives no privacy"
         )
+    if config.federation.alone is not None:
+        warnings.append(
+            f"federation.alone={config.federation.alone}: one of {config.federation.sites} sites trained by itself, on "
+            "what it owns; for comparison only"
+        )
     if config.secagg.mode == "off":
         warnings.append("secagg=off: the coordinator sees every site's update; for comparison only")
     else:

@@ -32,11 +32,13 @@ class PartitionConfig(Section):
 class FederationConfig(Section):
     """Who takes part, for how long, and how many of them may be corrupt.
 
+    `alone`: the data are split over all `sites`, and only this one of them trains: what it can do by itself.
     `homes` and `lifetime_epsilon` are for simulated sites: a folder of homes that outlive the run, and what their
     owners allow over all runs.
     """
 
     sites: int = Field(ge=1)
+    alone: str | None = Field(min_length=1)
     rounds: int = Field(ge=1)
     ownership: str | dict[str, int]
     partition: PartitionConfig
@@ -60,12 +62,20 @@ class FederationConfig(Section):
             )
         return value
 
+    @property
+    def members(self) -> int:
+        """How many sites take part."""
+        return self.sites if self.alone is None else 1
+
 
 class PrivacyConfig(Section):
     """Each site's guarantee: its (epsilon, delta) over the whole run, for a unit; and the shape of DP-SGD.
 
     `max_noise_ratio`: a site whose home has little budget left may add up to so many times the noise that `epsilon`
     needs; one that would have to add more stays out, as its noise would drown what the others learn.
+
+    `budget_shares`: training phase -> its part of the sum over the schedule of steps * (sample_rate / noise)^2. The
+    phases that are not named share the rest as they would all of it; without any, all phases have the same noise.
     """
 
     mode: Literal["dp", "off"]
@@ -76,6 +86,7 @@ class PrivacyConfig(Section):
     max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
     sample_rate: float = Field(gt=0, le=1)
     max_noise_ratio: float = Field(ge=1, allow_inf_nan=False)
+    budget_shares: dict[str, Annotated[float, Field(gt=0, le=1)]]
 
     @property
     def max_records_per_unit(self) -> int:
@@ -173,6 +184,15 @@ class RunConfig(Section):
                 f"privacy.max_records_per_patient={self.privacy.max_records_per_patient} is more than "
                 f"training.max_physical_batch={self.training.max_physical_batch}, and a patient is never split over "
                 "physical batches; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alone_without_masks(self) -> RunConfig:
+        if self.federation.alone is not None and self.secagg.mode == "on":
+            raise ValueError(
+                f"federation.alone={self.federation.alone} with secagg=on: masks hide an update among others, and one "
+                "site alone has none; give secagg=off"
             )
         return self
 

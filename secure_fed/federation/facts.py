@@ -6,6 +6,7 @@ Owners, slices and weights never come over the wire, so no peer can bend them.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from secure_fed.data import schema_of
 from secure_fed.data.records import Schema
 from secure_fed.errors import ConfigError
 from secure_fed.federation.config import RunConfig
+from secure_fed.federation.evaluation import PHASE as EVALUATION
 from secure_fed.federation.evaluation import candidates, evaluation_phase, view_of
 from secure_fed.identity import canonical_json
 from secure_fed.methods import Method, build
@@ -55,6 +57,7 @@ class Federation:
         """Derive everything and refuse what cannot work; raises ConfigError before any epsilon is spent."""
         self.config = config
         self.sites = tuple(sites)
+        self._slices: dict[tuple[str, ...], tuple[Slice, ...]] = {}
         self.schema: Schema = schema_of(config.data)
         self.method: Method = build(config.method)
         self.method.check_model(config.model)
@@ -66,6 +69,7 @@ class Federation:
         )
         self._check_cohort()
         self._check_delta()
+        self._check_budget_shares()
         self._check_owners()
         if self.config.secagg.mode == "on":
             self._check_floors()
@@ -167,9 +171,16 @@ class Federation:
 
     def slices_at(self, step: int) -> tuple[Slice, ...]:
         """The slices of the vector at a step, in a fixed order that everybody derives alike."""
+        phases = self.phases_at(step)
+        key = tuple(phase.name for phase in phases)
+        if key not in self._slices:
+            self._slices[key] = self._slices_of(phases)
+        return self._slices[key]
+
+    def _slices_of(self, phases: Sequence[Phase]) -> tuple[Slice, ...]:
         sizes = self.model.component_sizes()
         slices: list[Slice] = []
-        for phase in self.phases_at(step):
+        for phase in phases:
             for name in phase.uploads():
                 size = sizes[name] if isinstance(phase, GradientPhase) else phase.size
                 slices.append(Slice(name, size, self.owners(name), isinstance(phase, HistogramPhase)))
@@ -188,6 +199,10 @@ class Federation:
 
     def digest(self) -> bytes:
         """SHA-256 of all that decides the run; where it is written and how it is computed are left out."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         aside: dict[str, bool | set[str]] = {
             "run_dir": True,
             "engine": True,
@@ -203,7 +218,7 @@ class Federation:
         plan = {"configuration": self.digest().hex(), "members": members}
         return hashlib.sha256(canonical_json(plan)).hexdigest()
 
-    @property
+    @cached_property
     def data_set(self) -> str:
         """Whose records these are: the same name wherever a site would hold the same patients."""
         public = self.config.model_dump(mode="json", include={"data": True, "seed": True, "federation": _SPLIT})
@@ -245,6 +260,31 @@ class Federation:
                     f"N={site.declared_n}: such a delta allows releasing a whole record; "
                     f"give a delta well below {1 / site.declared_n:.2g}"
                 )
+
+    def _check_budget_shares(self) -> None:
+        """Shares name training phases and leave something to those that they do not name, else add up to all of it."""
+        shares = self.config.privacy.budget_shares
+        if not shares or self.config.privacy.mode == "off":
+            return
+        training = [phase.name for phase in self.phases if not isinstance(phase, HistogramPhase)]
+        for name in shares:
+            if name not in training:
+                elsewhere = "evaluation.noise decides that of the evaluation; " if name == EVALUATION else ""
+                raise ConfigError(
+                    f"privacy.budget_shares names the phase {name!r}, which method={self.method.name} does not train; "
+                    f"{elsewhere}known: {', '.join(training)}"
+                )
+        total, left = math.fsum(shares.values()), [name for name in training if name not in shares]
+        if left and total >= 1:
+            raise ConfigError(
+                f"privacy.budget_shares add up to {total:g} and leave nothing for {', '.join(left)}: lower them to "
+                "less than 1 together"
+            )
+        if not left and abs(total - 1) > 1e-6:
+            raise ConfigError(
+                f"privacy.budget_shares name every phase and add up to {total:g}: expected 1; leave one phase out and "
+                "it gets the rest"
+            )
 
     def _check_owners(self) -> None:
         for name in self.slice_names:

@@ -5,6 +5,9 @@ Neither side takes a threshold, a floor or an owner from a message.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from functools import cached_property
+
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.wire import Header
 from secure_fed.identity import Roster
@@ -39,6 +42,30 @@ def _graph(federation: Federation) -> KRegular | None:
     members = len(federation.sites)
     dropped = members - federation.min_cohort
     return k_regular(members, federation.config.federation.corrupt / members, dropped / members)
+
+
+class Membership:
+    """A roster and what follows from it. All of it is public, and the same for as long as the roster stands."""
+
+    _MOST_CONTEXTS = 4  # the session under way, the next one, and the one whose outcome is announced
+
+    def __init__(self, roster: Roster, federation: Federation) -> None:
+        self.roster = roster
+        self.federation = federation
+        self._contexts: OrderedDict[Header, SessionContext] = OrderedDict()
+
+    @cached_property
+    def digest(self) -> str:
+        """The roster's digest, hex."""
+        return self.roster.digest().hex()
+
+    def context(self, header: Header) -> SessionContext:
+        """The `session_context` of one attempt; made once, for a site asks for it at every message."""
+        if header not in self._contexts:
+            self._contexts[header] = session_context(self.federation, self.roster, header)
+            if len(self._contexts) > self._MOST_CONTEXTS:
+                self._contexts.popitem(last=False)
+        return self._contexts[header]
 
 
 def session_context(federation: Federation, roster: Roster, header: Header) -> SessionContext:

@@ -5,6 +5,7 @@ Everything that the site may ever run, spare rounds included, is fixed and compo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -148,7 +149,37 @@ def relative_noise(federation: Federation, phase: Phase) -> float:
     evaluation = federation.config.evaluation
     if isinstance(phase, HistogramPhase) and evaluation.name == "federated":
         return evaluation.noise
-    return 1.0
+    return math.sqrt(_equal_share(federation, phase) / budget_share(federation, phase))
+
+
+def budget_share(federation: Federation, phase: Phase) -> float:
+    """A training phase's part of the sum over the schedule of steps * (sample_rate / noise)^2, as configured.
+
+    With the noise r of one scale, that part is W / r^2 for a phase of weight W = steps * rounds * sample_rate^2, so
+    r^2 = (W / sum of W) / share. Spare rounds come on top. A site that takes part in some phases only spends all of its
+    epsilon on these, with the same ratios of noise between them.
+    """
+    shares = federation.config.privacy.budget_shares
+    if phase.name in shares:
+        return shares[phase.name]
+    rest = 1 - math.fsum(shares.values())
+    others = math.fsum(_equal_share(federation, p) for p in _training(federation) if p.name not in shares)
+    return rest * _equal_share(federation, phase) / others
+
+
+def _equal_share(federation: Federation, phase: Phase) -> float:
+    """A training phase's part where all have the same noise."""
+    return _weight(federation, phase) / math.fsum(_weight(federation, other) for other in _training(federation))
+
+
+def _weight(federation: Federation, phase: Phase) -> float:
+    if isinstance(phase, GradientPhase):
+        return phase.steps * phase.rounds * federation.config.privacy.sample_rate**2
+    return float(phase.rounds)
+
+
+def _training(federation: Federation) -> tuple[Phase, ...]:
+    return tuple(phase for phase in federation.phases if not isinstance(phase, HistogramPhase))
 
 
 def _scale_within(site: Site, shapes: list[MechanismShape], past: Past) -> float:

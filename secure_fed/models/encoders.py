@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secure_fed.data.vocabulary import ngram_counts, vocabulary
+from secure_fed.models.prepared import PreparedCache
 
 RawValues = npt.NDArray[Any]
 
@@ -23,6 +24,7 @@ RawValues = npt.NDArray[Any]
 INPUT_SCALE = 0.3
 INITIAL_STD = 0.1
 NORM_FLOOR = 0.1
+_PREPARED = PreparedCache()
 
 
 def scaled_to_norm(feature: Tensor, scale: float) -> Tensor:
@@ -72,7 +74,7 @@ class NgramEncoder(Encoder):
 
     def prepare(self, raw: RawValues) -> Tensor:
         """Object array of str [n] -> float32 [n, V] of 0 and 1."""
-        return torch.from_numpy(ngram_counts(raw))
+        return _PREPARED.of(raw, lambda texts: torch.from_numpy(ngram_counts(texts)))
 
     def embed(self, prepared: Tensor) -> Tensor:
         """float32 [B, V] -> [B, F]."""

@@ -53,6 +53,9 @@ class MultimodalModel(nn.Module):
             raise ConfigError("two translators have the same name: avoid '_to_' in modality names")
         self.fusion = fusion
         self._components = self._name_components()
+        self._sizes = {
+            name: sum(self.get_parameter(path).numel() for path in paths) for name, paths in self._components.items()
+        }
 
     def _name_components(self) -> dict[str, tuple[str, ...]]:
         components: dict[str, list[str]] = {}
@@ -74,7 +77,7 @@ class MultimodalModel(nn.Module):
 
     def component_sizes(self) -> dict[str, int]:
         """Component -> how many numbers it has."""
-        return {name: sum(p.numel() for p in self.component_parameters(name)) for name in self._components}
+        return dict(self._sizes)
 
     def component_parameters(self, component: str) -> list[nn.Parameter]:
         """The parameters of `component`, in order. Raises ConfigError, naming the known components."""

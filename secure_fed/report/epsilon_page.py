@@ -56,11 +56,22 @@ def tiles(facts: Facts) -> list[Tile]:
     relation = formats.listed([name.replace("_", " ") for _, name in facts.guarantees])
     return [
         Tile("Largest ε of a site", "?" if value is None else formats.epsilon(value), established),
+        *_tuned(facts),
         Tile("at δ", formats.small(facts.delta), "the largest of any ledger"),
         Tile("Unit of privacy", units, relation),
         Tile("Sites", formats.count(len(facts.sites)), f"{formats.plural(len(runs), 'run')} on their ledgers"),
         Tile("Ledgers", "hold" if verdict.ok else "do not hold", f"keys: {verdict.roster}"),
     ]
+
+
+def _tuned(facts: Facts) -> list[Tile]:
+    tuning = facts.sources.tuning
+    if tuning is None or tuning.basis == "own":
+        return []
+    value, how = tuning.figure, "all runs of the sweep composed"
+    if tuning.mode == "repeat_select":
+        how = "best of a random number, RDP"
+    return [Tile("ε with tuning", "?" if value is None else formats.epsilon(value), how)]
 
 
 def _curve(facts: Facts) -> str | None:

@@ -23,7 +23,7 @@ from secure_fed.report.epsilon_setting import setting_items
 from secure_fed.report.epsilon_sites import CURVE_DELTAS, Facts, SiteFacts, gather
 from secure_fed.report.epsilon_sources import read_sources, to_json_text
 from secure_fed.report.epsilon_surroundings import surrounding_items
-from secure_fed.report.notices import Notice, standing_warnings
+from secure_fed.report.notices import Notice, standing_warnings, tuning_notice
 from secure_fed.report.report_item import Item
 
 SCHEMA = "secure_fed.epsilon_report/1"
@@ -95,6 +95,8 @@ def warnings(facts: Facts) -> tuple[Notice, ...]:
     if value is not None and audit is not None and audit.epsilon_lower > value:
         text = f"An audit found ε ≥ {audit.epsilon_lower:.2f}, the ledgers say {formats.epsilon(value)}."
         found.append(Notice("danger", "The audit contradicts the ledgers", text))
+    if facts.sources.tuning is not None:
+        found.append(tuning_notice(facts.sources.tuning))
     if facts.run is not None:
         # What voids the guarantee is said above; the other dangers and notices are the run's own.
         titles = {"Privacy is off", "Insecure and reproducible"}
@@ -134,6 +136,7 @@ def report_json(facts: Facts) -> dict[str, object]:
             for a in adversaries(facts.run, facts.epsilon)
         ],
         "audit": None if facts.sources.audit is None else facts.sources.audit.model_dump(by_alias=True),
+        "tuning": None if facts.sources.tuning is None else facts.sources.tuning.model_dump(mode="json", by_alias=True),
         "verdict": facts.sources.verdict.to_json(),
         "items": [item.to_json() for item in items(facts)],
     }

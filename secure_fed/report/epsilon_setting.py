@@ -9,6 +9,7 @@ from secure_fed.report import evaluation, formats, wording
 from secure_fed.report.adversaries import adversaries
 from secure_fed.report.epsilon_sites import Facts
 from secure_fed.report.report_item import Item, Table, grouped
+from secure_fed.report.tuning import Tuning, tuning_statements
 
 
 def setting_items(facts: Facts) -> tuple[Item, ...]:
@@ -54,22 +55,38 @@ def data_accesses(facts: Facts) -> Item:
     again = sum(site.charged_again for site in facts.sites)
     given.append(("Charged again after an interrupted round", formats.count(again)))
     given += [("Data sets", formats.listed(_data_sets(facts)) or formats.NOTHING)]
-    return Item("data_accesses", "Data accesses", (_tuning(facts, len(runs)),), tuple(given))
+    if (tuning := facts.sources.tuning) is not None:
+        given.append(("ε with tuning counted", _with_tuning(tuning)))
+    return Item("data_accesses", "Data accesses", _tuning(facts, len(runs)), tuple(given))
+
+
+def _with_tuning(tuning: Tuning) -> str:
+    if tuning.basis == "own":
+        return "this run's own"
+    return "not established" if tuning.figure is None else formats.epsilon(tuning.figure)
 
 
 def _data_sets(facts: Facts) -> list[str]:
     return list(dict.fromkeys(site.genesis.data_set for site in facts.sites if site.genesis is not None))
 
 
-def _tuning(facts: Facts, runs: int) -> str:
+def _tuning(facts: Facts, runs: int) -> tuple[str, ...]:
+    """What a sweep said of its choice, if one chose this run, and what the ledgers themselves can tell."""
     claims = [site.genesis.lifetime_claim for site in facts.sites if site.genesis is not None]
     counted = f"{formats.plural(runs, 'run')} on these ledgers {'is' if runs == 1 else 'are'} counted"
     if claims and all(claims):
-        return f"Tuning is included: {counted}, and the sites claim that no other use was made of the data."
+        told = f"Tuning is included: {counted}, and the sites claim that no other use was made of the data."
+        return (told,) if facts.sources.tuning is None else (told, *tuning_statements(facts.sources.tuning))
     who = "not every site" if any(claims) else "no site"
+    if facts.sources.tuning is not None:
+        return (
+            *tuning_statements(facts.sources.tuning),
+            f"Every other figure of this report is of these ledgers alone, where {counted}; {who} claims that the data "
+            "had no other use than these and the sweep's.",
+        )
     return (
         f"Tuning is included only as far as it is on these ledgers: {counted}. Hyperparameters chosen by looking at "
-        f"other runs on the same records are not charged, and {who} claims that there were none."
+        f"other runs on the same records are not charged, and {who} claims that there were none.",
     )
 
 

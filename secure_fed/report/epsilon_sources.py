@@ -20,6 +20,7 @@ from secure_fed.ledger import Row, Verdict, verify
 from secure_fed.ledger.chain import Chain, read_chain
 from secure_fed.ledger.verify import LEDGER
 from secure_fed.report.run_folder import RunFolder, read_run
+from secure_fed.report.tuning import TUNING, Tuning, read_tuning
 
 AUDIT = "audit.json"
 CROSS_CHECK = "cross_check.json"
@@ -80,6 +81,7 @@ class Sources:
     run: RunFolder | None
     audit: Audit | None
     cross_check: CrossCheck | None
+    tuning: Tuning | None
     digests: Mapping[str, str]
     roster: Roster | None
 
@@ -95,12 +97,13 @@ def read_sources(
     """Read one run folder with its files, or any number of ledgers, homes and run folders for their ledgers alone.
 
     Raises ConfigError where a path holds no ledger or the roster cannot be read, DataError where a file of the run,
-    the audit or the cross-check is damaged.
+    the audit, the cross-check or what a sweep said of its tuning is damaged.
     """
     run = read_run(paths[0]) if len(paths) == 1 and is_run(paths[0]) else None
     if run is not None:
         audit = audit or _if_there(run.path / AUDIT)
         cross_check = cross_check or _if_there(run.path / CROSS_CHECK)
+    said = _if_there(run.path / TUNING) if run is not None else None
     verdict = verify(paths, roster, anchors=anchors)
     given = Roster.load(roster) if roster is not None else None
     return Sources(
@@ -109,6 +112,7 @@ def read_sources(
         run=run,
         audit=None if audit is None else _read_audit(audit),
         cross_check=None if cross_check is None else _read_cross_check(cross_check),
+        tuning=None if said is None else read_tuning(said),
         digests=_digests(run.path) if run is not None else {},
         roster=given or (run.roster if run is not None else None),
     )

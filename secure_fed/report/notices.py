@@ -5,6 +5,7 @@ Page, model card and terminal share these, so that none of them can keep one bac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 from secure_fed.report import formats, wording
 from secure_fed.report.budget import Budget
 from secure_fed.report.run_folder import RunFolder, Summary
+from secure_fed.report.tuning import TUNING, Tuning, read_tuning, tuning_statements
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,15 @@ def _dp_only(summary: Summary) -> list[Notice]:
 
 
 def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
-    """`standing_warnings`, and what the run's other files say."""
+    """`standing_warnings`, and what the run's other files say, a sweep that chose it among them.
+
+    Raises DataError where what a sweep said of its tuning is damaged.
+    """
     summary = run.summary
     found = _disagreements(budget)
     found += [warning for warning in standing_warnings(summary) if warning.level == "danger"]
+    if (run.path / TUNING).is_file():
+        found.append(tuning_notice(read_tuning(run.path / TUNING)))
     if summary.privacy == "dp" and not all(ledger.lifetime_claim for ledger in budget.ledgers):
         found.append(_NO_LIFETIME)
     if summary.rounds_charged_again:
@@ -144,6 +151,16 @@ def all_warnings(run: RunFolder, budget: Budget) -> tuple[Notice, ...]:
     known = {(w.level, w.text) for w in found}
     found += [w for w in standing_warnings(summary) if (w.level, w.text) not in known]
     return tuple(found)
+
+
+def tuning_notice(tuning: Tuning) -> Notice:
+    """How a sweep chose the run, and what that cost."""
+    text = " ".join(tuning_statements(tuning)[:2])
+    if tuning.mode == "public":
+        return Notice("notice", "Chosen by a sweep", text)
+    if tuning.figure is None or math.isinf(tuning.figure):
+        return Notice("danger", "Tuning is not covered", text)
+    return Notice("notice", "Tuning counts", text)
 
 
 def _written(texts: Iterable[str], found: Sequence[Notice]) -> list[Notice]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from secure_fed.methods import Method
 from secure_fed.methods.base import Artifact
@@ -44,16 +44,26 @@ def predict(
 
 
 def score(labels: tuple[str, ...], batch: Batch, probabilities: npt.NDArray[np.float64]) -> Scores:
-    """AUROC per label over the records where it is known, and the mean over labels with both classes."""
+    """AUROC per label over the records where it is known, and the mean over labels with both classes.
+
+    `probabilities` are float64 [n, L], labels 0 or 1. Raises ValueError where a probability is NaN.
+    """
+    if np.isnan(probabilities).any():
+        raise ValueError("the model's probabilities contain NaN: there is no order to score")
+    known = batch.label_mask.numpy() > 0
+    truth = (batch.labels.numpy() > 0) & known
+    positives, negatives = truth.sum(axis=0), (known & ~truth).sum(axis=0)
+    # Mann and Whitney's U: the average ranks of the positives, ties shared. What is unknown ranks behind all the rest.
+    ranks = rankdata(np.where(known, probabilities, np.inf), axis=0)
+    excess = np.where(truth, ranks, 0.0).sum(axis=0) - positives * (positives + 1) / 2
     per_label: dict[str, float] = {}
     left_out: list[str] = []
     for column, label in enumerate(labels):
-        known = batch.label_mask[:, column].numpy() > 0
-        truth = batch.labels[known, column].numpy()
-        if len(np.unique(truth)) < 2:
-            left_out.append(label)
+        pairs = positives[column] * negatives[column]
+        if pairs:
+            per_label[label] = float(excess[column] / pairs)
         else:
-            per_label[label] = float(roc_auc_score(truth, probabilities[known, column]))
+            left_out.append(label)
     macro = float(np.mean(list(per_label.values()))) if per_label else float("nan")
     return Scores(macro, per_label, tuple(left_out))
 

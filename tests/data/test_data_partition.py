@@ -189,3 +189,8 @@ def test_a_site_sees_only_what_it_owns():
 @pytest.mark.parametrize(("n", "declared"), [(0, 50), (3, 50), (74, 50), (75, 100), (638, 650), (1000, 1000)])
 def test_the_declared_count_is_round(n, declared):
     assert declared_count(n) == declared
+
+
+@pytest.mark.parametrize("modalities", [("image", "text"), ("a", "b", "c"), ("only",)])
+def test_all_is_ownership_of_everything_whatever_there_is(modalities) -> None:
+    assert ownership("all", modalities, 4) == [frozenset(modalities)] * 4

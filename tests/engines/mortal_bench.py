@@ -60,14 +60,14 @@ def mortal(mortality: Mortality) -> Iterator[None]:
     """Every way in which a site writes goes through `mortality`. Syncing is left out: there is no power cut here."""
 
     def durably(original: Callable[..., None]) -> Callable[..., None]:
-        def write(path: Path, data: bytes, *, overwrite: bool) -> None:
+        def write(path: Path, data: bytes, **how: bool) -> None:
             half = path.with_name(f".{path.name}.torn")
-            mortality.write(path, lambda: original(path, data, overwrite=overwrite), lambda: half.write_bytes(data[:9]))
+            mortality.write(path, lambda: original(path, data, **how), lambda: half.write_bytes(data[:9]))
 
         return write
 
-    def drop(self: Home, name: str) -> None:
-        mortality.write(self.root, lambda: dropping(self, name))
+    def drop(self: Home, name: str, *, synced: bool = False) -> None:
+        mortality.write(self.root, lambda: dropping(self, name, synced=synced))
 
     def drop_all(self: Home, prefix: str, keep: str = "") -> None:
         mortality.write(self.root, lambda: dropping_all(self, prefix, keep))

@@ -45,6 +45,18 @@ def test_auroc_is_that_of_scikit_learn_over_the_records_where_the_label_is_known
     assert result.auroc_macro == pytest.approx(np.mean(list(result.per_label.values())), abs=1e-12)
 
 
+def test_tied_scores_count_half_as_in_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    labels = (rng.random((300, 4)) < 0.3).astype(np.float64)
+    labels[rng.random((300, 4)) < 0.2] = np.nan
+    coarse = np.round(rng.random((300, 4)), 1)
+    result = score(LABELS, batch_of(labels), coarse)
+    for column, label in enumerate(LABELS):
+        known = ~np.isnan(labels[:, column])
+        expected = roc_auc_score(labels[known, column], coarse[known, column])
+        assert result.per_label[label] == pytest.approx(expected, abs=1e-12)
+
+
 def test_labels_with_one_class_or_none_known_are_left_out_and_named(scored) -> None:
     labels, probabilities = scored
     result = score(LABELS, batch_of(labels), probabilities)
