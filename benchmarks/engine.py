@@ -6,10 +6,13 @@
 
 All do the same gradient steps at the same sites: the same DP-SGD over the same prepared records, one torch thread.
   bare     sites one after the other and a weighted mean: plain torch
+  app      Flower's FedAvg in our in-process engine, a site does the gradient steps and nothing else: the engine alone
   plain    our in-process engine with secagg=off: messages, wire format, policy, journal, plan and synced ledger
   masked   the same with masked sums: five stages a round, signatures, and every site follows the model
   ray      masked, under engine=simulation: Flower's Ray simulation, so many worker processes as --workers says
-  flower   Flower's Ray simulation with Flower's FedAvg; a site does the gradient steps and nothing else
+  flower   the app of `app` under Flower's Ray simulation
+A round's seconds outside of its gradient steps are timed within the same round, so that steps which happen to be slower
+in one run than in another do not count as overhead: `overhead` is these seconds over those of the steps beside them.
 No evaluation but the one at the end, and that outside the rounds. A round's seconds are the median over the rounds but
 the first, which loads and prepares the data; repetitions take turns, and a figure is the median over them. whole_s is
 a repetition from nothing to its end: starting processes, founding homes, preflights and reports. The breakdown comes
@@ -34,14 +37,16 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
-from engine_flower import Work, bare_loop, flower_simulation
+from engine_flower import Work, bare_loop, flower_app
 
 from secure_fed.config import compose_config, freeze
 from secure_fed.engines.runner import start
 from secure_fed.federation.config import RunConfig
+from secure_fed.privacy.dpsgd import dp_sgd
 
-IN_PROCESS, RAY = ("bare", "plain", "masked"), ("ray", "flower")
+IN_PROCESS, RAY = ("bare", "app", "plain", "masked"), ("ray", "flower")
 BASE = ("experiment=small", "method=zero_fill", "evaluation.every=1000000")
 SETTINGS = {"plain": ("secagg=off",), "masked": (), "ray": ("engine=simulation",)}
 TARGET = 0.10
@@ -79,11 +84,15 @@ REST = "the rest"
 
 @dataclass(frozen=True)
 class Row:
-    """One engine as measured; `over_bare` and `whole_over_bare` are ratios to the bare loop."""
+    """One engine as measured; `over_bare` and `whole_over_bare` are ratios to the bare loop.
+
+    overhead: a round's seconds outside of its gradient steps over those within; None where other processes do them.
+    """
 
     engine: str
     round_s: float
     over_bare: float
+    overhead: float | None
     whole_s: float
     whole_over_bare: float
     repeats: int
@@ -180,18 +189,37 @@ def round_seconds(ends: Sequence[float]) -> float:
     return statistics.median(after - before for before, after in pairwise(ends))
 
 
-def measured(run: Callable[[], list[float]]) -> tuple[float, float]:
-    """Seconds of a round, and of the whole."""
+def measured(run: Callable[[], list[float]]) -> tuple[float, float, float]:
+    """Seconds of a round, of the gradient steps in a round, and of the whole."""
     began = time.perf_counter()
-    ends = run()
-    return round_seconds(ends), time.perf_counter() - began
+    with timed_steps() as steps:
+        ends = run()
+    whole = time.perf_counter() - began
+    within = [sum(seconds for at, seconds in steps if before < at <= after) for before, after in pairwise(ends)]
+    return round_seconds(ends), statistics.median(within), whole
+
+
+@contextmanager
+def timed_steps() -> Iterator[list[tuple[float, float]]]:
+    """In this block, (when it ended, seconds) of each call of dp_sgd in this process."""
+    calls: list[tuple[float, float]] = []
+
+    def timed(*values: Any, **named: Any) -> None:
+        began = time.perf_counter()
+        dp_sgd(*values, **named)
+        ended = time.perf_counter()
+        calls.append((ended, ended - began))
+
+    with patch("secure_fed.client.training.dp_sgd", timed), patch("engine_flower.dp_sgd", timed):
+        yield calls
 
 
 def measure(overrides: tuple[str, ...], engines: Sequence[str], repeats: int, workers: int) -> list[Row]:
     """Every engine in turn, so that noise meets all alike."""
     runs: dict[str, Callable[[], list[float]]] = {
         "bare": lambda: list(bare_loop(Work.of(overrides))),
-        "flower": lambda: flower_simulation(overrides, workers),
+        "app": lambda: flower_app(overrides, None),
+        "flower": lambda: flower_app(overrides, workers),
     }
     for name, settings in SETTINGS.items():
         chosen = (*overrides, *settings, *((f"engine.workers={workers}",) if name == "ray" else ()))
@@ -200,7 +228,7 @@ def measure(overrides: tuple[str, ...], engines: Sequence[str], repeats: int, wo
     for name in engines:
         if name in IN_PROCESS:
             runs[name]()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in engines}
     for number in range(repeats):
         for name in engines:
             say(f"{name}, {number + 1} of {repeats}")
@@ -208,25 +236,35 @@ def measure(overrides: tuple[str, ...], engines: Sequence[str], repeats: int, wo
     medians = {
         name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in found.items()
     }
-    bare_round, bare_whole = medians["bare"]
+    bare_round, _, bare_whole = medians["bare"]
     return [
-        Row(name, round_s, round_s / bare_round, whole_s, whole_s / bare_whole, repeats)
-        for name, (round_s, whole_s) in medians.items()
+        Row(name, round_s, round_s / bare_round, overhead(found[name]), whole_s, whole_s / bare_whole, repeats)
+        for name, (round_s, _, whole_s) in medians.items()
     ]
+
+
+def overhead(runs: Sequence[tuple[float, float, float]]) -> float | None:
+    """The median over runs of a round's seconds outside of its gradient steps over those within."""
+    return statistics.median(round_s / steps - 1 for round_s, steps, _ in runs) if all(run[1] for run in runs) else None
 
 
 def needed_work(rows: Sequence[Row]) -> dict[str, float]:
     """Engine -> the seconds of gradient work in a round of which its overhead is TARGET."""
-    bare = rows[0].round_s
-    return {row.engine: (row.round_s - bare) / TARGET for row in rows if row.engine in ("plain", "masked")}
+    found = {}
+    for row in rows:
+        if row.overhead is not None and row.engine != "bare":
+            found[row.engine] = row.round_s * row.overhead / (1 + row.overhead) / TARGET
+    return found
 
 
 def show(rows: Sequence[Row], parts: dict[str, dict[str, float]], sites: int) -> None:
     """The tables."""
-    print(f"{'engine':8} {'s a round':>10} {'over bare':>10} {'whole s':>9} {'over bare':>10}")
+    print(f"{'engine':8} {'s a round':>10} {'over bare':>10} {'overhead':>9} {'whole s':>9} {'over bare':>10}")
     for row in rows:
+        beside = "" if row.overhead is None else f"{row.overhead:.0%}"
         print(
-            f"{row.engine:8} {row.round_s:10.4f} {row.over_bare:9.2f}x {row.whole_s:9.2f} {row.whole_over_bare:9.2f}x"
+            f"{row.engine:8} {row.round_s:10.4f} {row.over_bare:9.2f}x {beside:>9} {row.whole_s:9.2f} "
+            f"{row.whole_over_bare:9.2f}x"
         )
     for name, work in needed_work(rows).items():
         print(

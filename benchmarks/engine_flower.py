@@ -1,4 +1,4 @@
-"""The peer of benchmarks/engine.py: Flower's Ray simulation with its own FedAvg, and sites that do nothing but descend.
+"""Peers of benchmarks/engine.py: Flower's own FedAvg and sites that do nothing but descend, under Ray or in our engine.
 
 The gradient steps are those of the bare loop; messages, scheduling and averaging are Flower's.
 """
@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from secure_fed.config import compose_config, freeze
+from secure_fed.engines.in_process import run_in_process
 from secure_fed.engines.simulated_sites import simulate
 from secure_fed.engines.simulation import run_simulation
 from secure_fed.federation.facts import Federation, Site
@@ -116,8 +117,11 @@ class TimedFedAvg(FedAvg):
         return result
 
 
-def flower_simulation(overrides: tuple[str, ...], workers: int) -> list[float]:
-    """Flower's Ray simulation of the same steps; the time at the end of each round."""
+def flower_app(overrides: tuple[str, ...], workers: int | None) -> list[float]:
+    """The same steps as a Flower app, the time at the end of each round.
+
+    workers: Ray's, under Flower's simulation; None: in this process, through the Grid of `engines/in_process.py`.
+    """
     for name in ("flwr", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     work = Work.of(overrides)
@@ -134,7 +138,11 @@ def flower_simulation(overrides: tuple[str, ...], workers: int) -> list[float]:
     def train(message: Message, context: Context) -> Message:
         return answer(overrides, message, context)
 
-    run_simulation(server, client, work.federation.config.federation.sites, workers)
+    sites = work.federation.config.federation.sites
+    if workers is None:
+        run_in_process(server, client, sites)
+    else:
+        run_simulation(server, client, sites, workers)
     return strategy.ends
 
 

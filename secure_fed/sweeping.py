@@ -58,14 +58,14 @@ def _asked_for(arguments: Sequence[str]) -> tuple[Sweep, SweepFolder]:
     resumed = [item.partition("=")[2] for item in arguments if item.startswith("resume=") and item != "resume=null"]
     if not resumed:
         sweep = read_sweep(arguments)
-        return sweep, SweepFolder(Path(sweep.config.dir))
+        return sweep, SweepFolder(Path(sweep.config.dir).expanduser())
     rest = [item for item in arguments if not item.startswith("resume=")]
     if len(resumed) > 1 or any(item.partition("=")[0].partition(".")[0] != "launcher" for item in rest):
         raise ConfigError(
             f"resume={resumed[0]} goes on with a sweep as it was configured and takes nothing else but launcher.*; it "
             f"was given {' '.join(arguments)}"
         )
-    folder = SweepFolder(Path(resumed[0]))
+    folder = SweepFolder(Path(resumed[0]).expanduser())
     manifest = folder.manifest()
     _require_code(folder, manifest)
     return read_sweep([*manifest.arguments, *rest]), folder

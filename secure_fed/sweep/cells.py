@@ -74,6 +74,7 @@ def read_sweep(arguments: Sequence[str]) -> Sweep:
     cells = tuple(_cell(draft, found) for draft, found in zip(drafts, configs, strict=False))
     require_unequal([(draft, cell.row.id) for draft, cell in zip(drafts, cells, strict=True)])
     manifest = _manifest(arguments, config, space, cells, configs)
+    _require_one_unit(manifest.tuning, configs)
     return Sweep(config, launcher, manifest, cells, space, composer)
 
 
@@ -148,6 +149,16 @@ def _check(config: SweepConfig, space: Space) -> None:
         raise ConfigError(
             "sweep.tuning=repeat_select draws its candidates from the grid, whatever came out before, and sweep/search "
             "chooses the next by the last: give sweep.tuning=composed, or leave out the search"
+        )
+
+
+def _require_one_unit(tuning: str, configs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError where a chosen model's report would need one figure over guarantees of different units."""
+    units = sorted({found.privacy.unit for found in configs if found.privacy.mode == "dp"})
+    if tuning != "public" and len(units) > 1:
+        raise ConfigError(
+            f"sweep.tuning={tuning} with privacy.unit={','.join(units)}: guarantees per {' and per '.join(units)} have "
+            "no common epsilon; give one unit, and sweep the other in another folder"
         )
 
 

@@ -330,7 +330,7 @@ def _change_table(changes: Sequence[Change]) -> Table:
 def _test_table(comparison: Comparison) -> Table:
     # Eight columns have to be read on 80 characters: no lines between them, and keys by their last part.
     table = Table(title=f"{comparison.metric}, after - before", box=None, pad_edge=False)
-    table.add_column("setting", min_width=18)
+    table.add_column("setting", overflow="fold")
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for test in comparison.tests:

@@ -35,6 +35,9 @@ from secure_fed.sweep.table import Results
 
 _Alternatives = tuple[tuple[Mechanism, ...], ...]
 
+_UNIT = "privacy.unit"
+_UNITS = "Guarantees per record and per patient have no common ε."
+
 _WHY: dict[Unbounded, str] = {
     "privacy_off": "ran without privacy",
     "insecure_reproducible": "drew reproducible noise",
@@ -171,6 +174,8 @@ def _composed(runs: Sequence[_Run], delta: float | None, results: Results) -> _F
         return _Figure(None, "No run with privacy has been charged yet.")
     if any(run.unbounded for run in runs):
         return _Figure(math.inf, _unbounded_note(runs))
+    if _units_differ(results):
+        return _Figure(None, _UNITS)
     if _chose_its_noise(results):
         return _Figure(
             None,
@@ -198,15 +203,27 @@ def _unbounded_note(runs: Sequence[_Run]) -> str:
     return f"{told}: nothing bounds what all runs together released."
 
 
+def _units_differ(results: Results) -> bool:
+    """Whether the unit of privacy was swept; where a figure is carried, the sweep was refused before it began."""
+    return len({cell.factors.get(_UNIT) for cell in results.manifest.cells} - {None}) > 1
+
+
 def _chose_its_noise(results: Results) -> bool:
-    """Whether a search's trials differ in what they released: then it depends on what was seen before."""
+    """Whether a search's trials differ in what they released: then it depends on what was seen before.
+
+    A trial that did not finish must have spent no more than one that did: of its plan nothing else is known.
+    """
     if results.manifest.search_trials is None:
         return False
     plans: defaultdict[int, set[_Alternatives]] = defaultdict(set)
     for cell in results.finished:
         if cell.kind == GRID:
             plans[cell.seed].add(tuple(sorted(_alternatives(cell.charges))))
-    return any(len(found) > 1 for found in plans.values())
+    if any(len(found) > 1 for found in plans.values()):
+        return True
+    known, references = set().union(*plans.values()), {row.id for row in results.manifest.cells}
+    trials = [spent for spent in _unfinished(results) if spent.charges and spent.cell not in references]
+    return any(not any(covers(plan, _alternatives(spent.charges)) for plan in known) for spent in trials)
 
 
 # -- selection -----------------------------------------------------------------------------------------------------
@@ -231,6 +248,8 @@ def _would_be(results: Results, delta: float | None) -> _Figure:
     grid = _private_grid(results)
     if delta is None or not grid:
         return _Figure(None, "No private cell of the grid has finished yet.")
+    if _units_differ(results):
+        return _Figure(None, _UNITS)
     if any(run.unbounded for run in map(_finished_run, grid)):
         return _Figure(math.inf, "A cell of the grid has no privacy guarantee.")
     figure = repeat_select_epsilon(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import Example
+from example_run import Example
 from typer.testing import CliRunner
 
 from secure_fed.cli import app

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DELTA, RUN, Example
+from example_run import DELTA, RUN, Example
 
 from secure_fed.accounting import Mechanism, epsilon, epsilon_curve, filter_epsilon, filter_order, patient_epsilon
 from secure_fed.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import Example
+from example_run import Example
 
 from secure_fed.report import write_epsilon_report, write_report
 

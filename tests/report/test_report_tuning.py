@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DELTA, Example
+from example_run import DELTA, Example
 
 from secure_fed.errors import DataError
 from secure_fed.report import write_epsilon_report

@@ -105,7 +105,8 @@ def test_several_data_folders_as_an_axis_all_stay_in_the_manifest(tmp_path) -> N
     for folder in folders:
         folder.mkdir()
     roots = ",".join(f"'{folder}'" for folder in folders)
-    first = read_sweep(["experiment=physionet2012", f"data.root={roots}", "method=fin", "seed=0", "privacy.epsilon=1"])
+    alone = ["~sweep.references.non_private", "~sweep.references.single_site", "method=fin", "privacy.epsilon=1"]
+    first = read_sweep(["experiment=physionet2012", f"data.root={roots}", "seed=0", *alone])
     assert {cell.config.data.root for cell in first.cells} == set(folders)
     assert read_sweep(first.manifest.arguments).manifest.cells == first.manifest.cells
 
@@ -352,6 +353,14 @@ def test_what_cannot_work_is_said_before_the_first_cell(arguments, words) -> Non
         read_sweep([*(item for item in FEW if item.partition("=")[0] not in keys), *arguments])
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_figure_over_all_cells_needs_one_unit_of_privacy() -> None:
+    units = [*FEW, "privacy.unit=record,patient"]
+    assert read_sweep(units).manifest.tuning == "public"
+    for tuning in ("composed", "repeat_select"):
+        with pytest.raises(ConfigError, match="per patient and per record have no common epsilon"):
+            read_sweep([*units, "~sweep.references.non_private", f"sweep.tuning={tuning}"])
 
 
 def test_repeat_select_and_a_search_exclude_each_other() -> None:

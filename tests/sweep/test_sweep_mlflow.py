@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from example import EPSILON, SEED, example_sweep
+from typer.testing import CliRunner
 
+from secure_fed.cli import app
 from secure_fed.errors import ConfigError, DataError, PolicyRefusal
+from secure_fed.sweep import mlflow_export
 from secure_fed.sweep.mlflow_export import export
 from secure_fed.sweep.record import BROKEN, CELLS, RESULT
 from secure_fed.sweep.table import read_results, write_tables

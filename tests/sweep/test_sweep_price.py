@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from example import EPSILON, SEED, example_sweep
 
-from secure_fed.accounting import Mechanism, composed_epsilon, epsilon, repeat_select_epsilon
+from secure_fed.accounting import Mechanism, composed_epsilon, covers, epsilon, repeat_select_epsilon
 from secure_fed.errors import DataError
 from secure_fed.report import formats
 from secure_fed.report.tuning import read_tuning
@@ -19,6 +19,7 @@ from secure_fed.sweep.choice import chosen, tuning_of, write_tuning
 from secure_fed.sweep.price import Price, price_of
 from secure_fed.sweep.record import (
     ABANDONED,
+    BROKEN,
     CANDIDATES,
     CELLS,
     GRID,
@@ -26,7 +27,9 @@ from secure_fed.sweep.record import (
     RESULT,
     CandidatePlan,
     Candidates,
+    CellError,
     CellResult,
+    CellRow,
     Charges,
     Manifest,
     RepeatSelectConfig,
@@ -143,6 +146,25 @@ def test_a_search_whose_trials_all_release_alike_composes(tmp_path: Path) -> Non
     results = read_results(as_search(tmp_path / "s", "gain"))
     price = price_of(results)
     assert price.composed == price.carried == pytest.approx(one_release(list(results.finished)))
+
+
+def test_a_broken_trial_that_spent_more_than_any_finished_one_leaves_no_figure(
+    tmp_path: Path, finished_run: Path
+) -> None:
+    folder = as_search(tmp_path / "s", "gain")
+    trial = "0" * 16
+    shutil.copytree(finished_run, folder / CELLS / trial)
+    row = read_results(folder).finished[0].model_dump(include=set(CellRow.model_fields))
+    error = CellError(**{**row, "id": trial}, error="Broken", message="", traceback="")
+    (folder / CELLS / trial / BROKEN).write_text(error.model_dump_json(by_alias=True), encoding="utf-8")
+    (folder / CELLS / trial / RESULT).unlink(missing_ok=True)
+    spent = spent_in(folder / CELLS / trial)
+    assert spent is not None
+    plans = [candidates_of(cell) for cell in read_results(folder).finished]
+    assert not any(covers(plan, candidates_of(spent)) for plan in plans), "else the example shows nothing"
+    price = price_of(read_results(folder))
+    assert price.composed is price.carried is None
+    assert "by the scores of earlier ones" in said(price)
 
 
 # -- repeat_select -------------------------------------------------------------------------------------------------

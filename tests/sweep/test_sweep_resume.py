@@ -207,7 +207,7 @@ def test_help_needs_neither_torch_nor_hydra(command: str) -> None:
 
 @pytest.mark.parametrize("command", ["report", "compare"])
 def test_reading_a_sweep_needs_neither_torch_nor_flower(command: str, tmp_path: Path) -> None:
-    folder = str(example_sweep(tmp_path / "s", **SMALL))
+    folder = str(example_sweep(tmp_path / "s", epsilons=(3.0,), methods=("fin",)))
     arguments = [command, folder] if command == "report" else [command, folder, folder]
     code = (
         "import sys\nfrom secure_fed.cli import app\n"
@@ -216,6 +216,24 @@ def test_reading_a_sweep_needs_neither_torch_nor_flower(command: str, tmp_path: 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_compare_takes_another_score_than_the_objective(tmp_path: Path) -> None:
+    folder = str(example_sweep(tmp_path / "s", epsilons=(3.0,), methods=("fin",)))
+    metric = "auroc_macro_missing.text"
+    result = CliRunner().invoke(app, ["compare", folder, folder, "--metric", metric, "--json"])
+    assert json.loads(result.stdout)["metric"] == metric
+    wrong = CliRunner().invoke(app, ["compare", folder, folder, "--metric", "auroc"])
+    assert wrong.exit_code == 2
+    assert metric in " ".join(wrong.stderr.split())
+
+
+def test_a_home_folder_is_meant_as_a_shell_means_it(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    arguments = [*seeds(FINE)[:-2], "sweep.dir='~/mine'", "launcher.workers=1"]
+    assert cli(*arguments).exit_code == 0
+    assert (tmp_path / "home/mine/sweep.json").is_file()
+    assert cli("resume=~/mine").exit_code == 0
 
 
 def test_the_way_on_can_be_pasted_into_a_shell() -> None:
