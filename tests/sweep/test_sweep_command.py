@@ -110,7 +110,6 @@ def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(stopped: Stopped) 
 
 
 def test_ctrl_c_leaves_no_worker_and_no_half_a_cell(stopped: Stopped) -> None:
-
     assert len(stopped.workers) == 2
     assert all(select.select([handle], [], [], 0)[0] for handle in stopped.workers)
     assert stopped.cells == sorted(stopped.finished)
@@ -128,7 +127,7 @@ def test_going_on_finishes_the_sweep_and_touches_nothing_that_was_finished(stopp
     for cell, before in stopped.finished.items():
         now = inodes(stopped.folder / "cells" / cell)
         # What choosing cost is written into the best cells' reports, and into nothing else.
-        chosen = {"tuning.json", "epsilon_report.html", "epsilon_report.json"}
+        chosen = {"tuning.json", "epsilon_report.html", "epsilon_report.json", "report.html", "model_card.md"}
         assert {name: now[name] for name in before if name not in chosen} == {
             name: what for name, what in before.items() if name not in chosen
         }

@@ -133,7 +133,7 @@
     }
     if (low < 0.5 && high > 0.5) {
       draw(svg, "line", { class: "chance", x1: x.left, x2: width - MARGIN.right, y1: y(0.5), y2: y(0.5) });
-      draw(svg, "text", { class: "chance-text", x: x.left + 4, y: y(0.5) - 5 }, "chance");
+      draw(svg, "text", { class: "chance-text", x: width - MARGIN.right - 6, y: y(0.5) - 5, "text-anchor": "end" }, "chance");
     }
     draw(svg, "line", { class: "axis", x1: x.left, x2: x.right, y1: bottom, y2: bottom });
     let free = -Infinity;
