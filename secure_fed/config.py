@@ -180,6 +180,7 @@ def _unknown_key(key: str, keys: Sequence[str], groups: Sequence[str], primary: 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     # The last part alone may be right: `epsilon` for `privacy.epsilon`.
+    known = list(dict.fromkeys(known))  # a group is a key, too
     match = [name for name in known if name.split(".")[-1] == word.split(".")[-1]][:3]
     match = match or difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(match)}? " if match else ""

@@ -20,7 +20,7 @@ from secure_fed.errors import ConfigError
 from secure_fed.files import write_whole
 from secure_fed.report import formats
 from secure_fed.report.page import resource, templates
-from secure_fed.sweep.differences import Change, of_configs, of_manifests, read_config
+from secure_fed.sweep.differences import Change, of_configs, of_manifests, read_config, shown
 from secure_fed.sweep.forest import Row, forest
 from secure_fed.sweep.matching import Place, Scored, Setting, mean, places_of, scores_of
 from secure_fed.sweep.record import GRID
@@ -330,12 +330,17 @@ def _change_table(changes: Sequence[Change]) -> Table:
 def _test_table(comparison: Comparison) -> Table:
     # Eight columns have to be read on 80 characters: no lines between them, and keys by their last part.
     table = Table(title=f"{comparison.metric}, after - before", box=None, pad_edge=False)
-    table.add_column("setting", overflow="fold")
+    # A factor a line, without its name where all have the same: a method broken within a word is hard to read.
+    names = {tuple(name.rsplit(".", 1)[-1] for name, _ in test.setting.factors) for test in comparison.tests}
+    alike = len(names) == 1 and names != {()} and all(test.setting.kind == GRID for test in comparison.tests)
+    table.add_column("\n".join(*names) if alike else "setting", overflow="fold")
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for test in comparison.tests:
         style = "bold" if test.beyond_noise else None
-        table.add_row(escape(test.setting.brief), *figures(test), style=style)
+        values = [shown(value) for _, value in test.setting.factors]
+        setting = "\n".join(values) if alike else test.setting.brief.replace(", ", "\n")
+        table.add_row(escape(setting), *figures(test), style=style)
     return table
 
 
