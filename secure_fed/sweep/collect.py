@@ -19,7 +19,7 @@ from secure_fed.federation.members import sites_of
 from secure_fed.ledger import Genesis, Record, Reserve, read_ledger, spent, verify
 from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase
 from secure_fed.report.run_folder import RunFolder, Step, Summary, read_run
-from secure_fed.sweep.record import CellResult, CellRow, ChargedMechanism, Charges, PhaseCost
+from secure_fed.sweep.record import CellResult, CellRow, Charges, PhaseCost
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _charges(books: Sequence[_Book]) -> tuple[Charges, ...]:
         Charges(
             sites=tuple(book.site for book in alike),
             epsilon=max(book.epsilon for book in alike),
-            mechanisms=tuple(ChargedMechanism.model_validate(m, from_attributes=True) for m in charged),
+            mechanisms=charged,
         )
         for charged, alike in groups.items()
     ]

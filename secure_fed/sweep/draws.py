@@ -20,7 +20,7 @@ from secure_fed.federation.config import RunConfig
 from secure_fed.federation.plan import plan_for
 from secure_fed.files import write_whole
 from secure_fed.sweep.cells import Cell, Sweep, repeated
-from secure_fed.sweep.record import CANDIDATES, CandidatePlan, Candidates, ChargedMechanism, Charges, Manifest
+from secure_fed.sweep.record import CANDIDATES, CandidatePlan, Candidates, Charges, Manifest
 
 _MOST_REPEAT = 2**31 - 1
 
@@ -88,11 +88,7 @@ def planned(config: RunConfig) -> tuple[Charges, ...]:
         groups[plan.mechanisms].append(site.name)
         costs[plan.mechanisms] = plan.epsilon
     return tuple(
-        Charges(
-            sites=tuple(sites),
-            epsilon=costs[mechanisms],
-            mechanisms=tuple(ChargedMechanism.model_validate(m, from_attributes=True) for m in mechanisms),
-        )
+        Charges(sites=tuple(sites), epsilon=costs[mechanisms], mechanisms=mechanisms)
         for mechanisms, sites in groups.items()
     )
 

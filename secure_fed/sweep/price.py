@@ -161,11 +161,7 @@ def _spent_run(spent: Spent) -> _Run:
 
 
 def _alternatives(charges: Sequence[Charges]) -> _Alternatives:
-    return tuple(tuple(Mechanism.from_json(_plain(m.model_dump())) for m in group.mechanisms) for group in charges)
-
-
-def _plain(fields: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in fields.items() if value not in (None, ())}
+    return tuple(group.mechanisms for group in charges)
 
 
 def _composed(runs: Sequence[_Run], delta: float | None, results: Results) -> _Figure:

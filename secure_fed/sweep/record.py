@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from secure_fed.ledger.record import MechanismField
 from secure_fed.sweep.config import PageConfig, RepeatSelectConfig
 
 Scalar = str | int | float | bool | None
@@ -23,24 +24,12 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-class ChargedMechanism(_Record):
-    """One mechanism as accounting knows it, all its steps together; field names as in `accounting.Mechanism`."""
-
-    kind: str
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    batch_cap: int | None = None
-    population: int | None = None
-    component_noise: tuple[float, ...] = ()
-
-
 class Charges(_Record):
     """All that these sites' ledgers hold for the cell's run, alike at each, and its PLD epsilon at the cell's delta."""
 
     sites: tuple[str, ...]
     epsilon: float
-    mechanisms: tuple[ChargedMechanism, ...]
+    mechanisms: tuple[MechanismField, ...]
 
 
 class PhaseCost(_Record):

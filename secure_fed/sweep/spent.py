@@ -19,7 +19,7 @@ from secure_fed.identity import describe
 from secure_fed.ledger import Plan, Reserve, Standing, standing
 from secure_fed.ledger.chain import Chain, read_chain
 from secure_fed.ledger.verify import LEDGER
-from secure_fed.sweep.record import ABANDONED, CELLS, CellRow, ChargedMechanism, Charges, Spent, Unbounded
+from secure_fed.sweep.record import ABANDONED, CELLS, CellRow, Charges, Spent, Unbounded
 
 _INSECURE: Unbounded = "insecure_reproducible"
 
@@ -91,13 +91,11 @@ def spent_in(cell: Path) -> Spent | None:
     if unbounded is None and not groups:
         return None
     known = {} if unbounded else groups
-    charges = tuple(_charges(sites, charged, min(deltas)) for charged, sites in known.items())
+    charges = tuple(
+        Charges(sites=tuple(sites), epsilon=epsilon(charged, min(deltas)), mechanisms=charged)
+        for charged, sites in known.items()
+    )
     return Spent(cell=cell.name, run=run, unbounded=unbounded, charges=charges)
-
-
-def _charges(sites: list[str], charged: tuple[Mechanism, ...], delta: float) -> Charges:
-    mechanisms = tuple(ChargedMechanism.model_validate(m, from_attributes=True) for m in charged)
-    return Charges(sites=tuple(sites), epsilon=epsilon(charged, delta), mechanisms=mechanisms)
 
 
 def _chain(path: Path) -> Chain | None:

@@ -11,39 +11,13 @@ import subprocess
 
 import pytest
 from example_run import Example
+from headless import BROWSER, browse
 
 from secure_fed.report import write_epsilon_report, write_report
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PDF_TEXT = shutil.which("pdftotext")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")]
-
-
-def browse(page, profile, *arguments):
-    """Open a page headless and return what came of it."""
-    return subprocess.run(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--virtual-time-budget=5000",
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            *arguments,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +28,13 @@ def page(tmp_path_factory):
 
 
 def test_chromium_lays_the_page_out(finished, tmp_path):
-    done = browse(write_report(finished), tmp_path / "profile", "--dump-dom")
+    done = browse(write_report(finished).as_uri(), tmp_path / "profile", "--dump-dom")
     assert "Who contributed what" in done.stdout
     assert "Refused to" not in done.stderr
 
 
 def test_chromium_lays_the_epsilon_report_out(page, tmp_path):
-    done = browse(page, tmp_path / "profile", "--dump-dom")
+    done = browse(page.as_uri(), tmp_path / "profile", "--dump-dom")
     assert "Trust model: who sees what" in done.stdout
     assert "Refused to" not in done.stderr
 
@@ -73,7 +47,7 @@ def test_no_line_of_the_epsilon_report_sticks_out_of_the_window(page, tmp_path, 
     measure = "document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + window.innerWidth"
     copy = tmp_path / "copy.html"
     copy.write_text(html.replace("</body>", f"<script>{measure}</script></body>"), encoding="utf-8")
-    done = browse(copy, tmp_path / "profile", f"--window-size={width},900", "--dump-dom")
+    done = browse(copy.as_uri(), tmp_path / "profile", f"--window-size={width},900", "--dump-dom")
     wide, inner = map(int, re.search(r"<title>wide (\d+) of (\d+)</title>", done.stdout).groups())
     assert wide <= inner
 
@@ -81,7 +55,7 @@ def test_no_line_of_the_epsilon_report_sticks_out_of_the_window(page, tmp_path, 
 @pytest.mark.skipif(PDF_TEXT is None, reason="no pdftotext on this machine")
 def test_the_epsilon_report_prints_whole_on_a4(page, tmp_path):
     target = tmp_path / "page.pdf"
-    browse(page, tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={target}")
+    browse(page.as_uri(), tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={target}")
     text = subprocess.run([PDF_TEXT, "-layout", target, "-"], capture_output=True, text=True, check=True).stdout
     pages = [sheet for sheet in text.split("\f") if sheet.strip()]
     assert b"/MediaBox [0 0 594.9" in target.read_bytes()  # A4: 210 mm are 595 points

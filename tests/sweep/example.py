@@ -31,7 +31,6 @@ from secure_fed.sweep.record import (
     CellError,
     CellResult,
     CellRow,
-    ChargedMechanism,
     Charges,
     Manifest,
     PhaseCost,
@@ -286,10 +285,10 @@ def _noise_multiplier(row: CellRow, phases: Sequence[str]) -> float:
     return round(_one_release(row.epsilon_target, row.delta) * math.sqrt(rounds * STEPS), 6)
 
 
-def _charged(row: CellRow, phases: Sequence[str]) -> tuple[ChargedMechanism, ...]:
+def _charged(row: CellRow, phases: Sequence[str]) -> tuple[Mechanism, ...]:
     steps = STEPS * sum(count for phase, count in _schedule(row).items() if phase in phases)
     noise = _noise_multiplier(row, phases)
-    return (ChargedMechanism(kind="gaussian", noise_multiplier=noise, sample_rate=1.0, steps=steps),)
+    return (Mechanism(kind="gaussian", noise_multiplier=noise, sample_rate=1.0, steps=steps),)
 
 
 def _charges(row: CellRow) -> tuple[Charges, ...]:
@@ -311,9 +310,9 @@ def _charges(row: CellRow) -> tuple[Charges, ...]:
     return tuple(found)
 
 
-def _epsilon(charged: Sequence[ChargedMechanism], delta: float | None) -> float:
+def _epsilon(charged: Sequence[Mechanism], delta: float | None) -> float:
     assert delta is not None
-    return epsilon([Mechanism(m.kind, m.noise_multiplier, m.sample_rate, m.steps) for m in charged], delta)  # type: ignore[arg-type]
+    return epsilon(charged, delta)
 
 
 def _phases(row: CellRow, upload: int) -> tuple[PhaseCost, ...]:
@@ -323,7 +322,7 @@ def _phases(row: CellRow, upload: int) -> tuple[PhaseCost, ...]:
         alone = share = None
         if row.privacy == "dp":
             noise = _noise_multiplier(row, tuple(schedule))
-            charged = ChargedMechanism(kind="gaussian", noise_multiplier=noise, sample_rate=1.0, steps=STEPS * rounds)
+            charged = Mechanism(kind="gaussian", noise_multiplier=noise, sample_rate=1.0, steps=STEPS * rounds)
             alone, share = _epsilon([charged], row.delta), rounds / sum(schedule.values())
         bytes_up = round(upload * (0.02 if phase == "translate" else 0.98 if len(schedule) > 1 else 1.0))
         found.append(

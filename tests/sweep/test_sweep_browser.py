@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 from example import example_sweep
+from headless import BROWSER, browse
 
 from secure_fed.sweep.page import script_hash, write_page
 from secure_fed.sweep.table import read_results
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")]
 
@@ -48,32 +45,6 @@ const seen = (value) => {
   document.body.append(made);
 };
 """
-
-
-def browse(url, profile, *arguments):
-    """Open a page headless and return what came of it."""
-    return subprocess.run(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--virtual-time-budget=5000",
-            f"--user-data-dir={profile}",
-            "--enable-logging=stderr",
-            *arguments,
-            url,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
 
 
 @pytest.fixture(scope="module")

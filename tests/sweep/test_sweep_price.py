@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,7 @@ def quieter(charges: tuple[Charges, ...], factor: float) -> tuple[Charges, ...]:
     return tuple(
         group.model_copy(
             update={
-                "mechanisms": tuple(
-                    m.model_copy(update={"noise_multiplier": factor * m.noise_multiplier}) for m in group.mechanisms
-                )
+                "mechanisms": tuple(replace(m, noise_multiplier=factor * m.noise_multiplier) for m in group.mechanisms)
             }
         )
         for group in charges
@@ -302,12 +301,7 @@ def test_what_an_interrupted_cell_charged_counts(stopped: tuple[Path, str]) -> N
     price = price_of(results)
     assert price.runs == len(results.finished) + 1
     runs = [*map(candidates_of, results.finished)]
-    runs.append(
-        [
-            [Mechanism.from_json({k: v for k, v in m if v not in (None, ())}) for m in g.mechanisms]
-            for g in spent.charges
-        ]
-    )
+    runs.append([list(g.mechanisms) for g in spent.charges])
     assert price.composed == pytest.approx(composed_epsilon(runs, DELTA).epsilon)
     assert price.composed > composed_epsilon(runs[:-1], DELTA).epsilon
 
