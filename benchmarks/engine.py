@@ -104,7 +104,7 @@ class Rounds:
     def __init__(self) -> None:
         self.ends: list[float] = []
 
-    def begin(self, config: RunConfig, done: int) -> None:
+    def begin(self, config: RunConfig, done: int, notes: Sequence[str] = ()) -> None:
         """Nothing."""
 
     def round(self, line: dict[str, Any]) -> None:

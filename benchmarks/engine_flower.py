@@ -26,7 +26,7 @@ from secure_fed.engines.simulated_sites import simulate
 from secure_fed.engines.simulation import run_simulation
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import SitePlan, plan_for
-from secure_fed.methods.base import GradientPhase, owns
+from secure_fed.methods.base import GradientPhase, in_context
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.dpsgd import dp_sgd
@@ -73,9 +73,11 @@ class Work:
             assert isinstance(phase, GradientPhase)
             release = self.plans[site.name].phase(phase.name).release
             assert isinstance(release, GaussianPlan)
-            components = tuple(name for name in phase.components if owns(name, site.owned))
+            components = tuple(name for name in phase.components if self.federation.contributes(site, name))
             options = self.training.model_copy(update={"learning_rate": phase.learning_rate})
-            dp_sgd(model, components, phase.loss, self.batches[site.name], release, options, OsNoise())
+            dp_sgd(
+                model, components, in_context(phase.loss, None), self.batches[site.name], release, options, OsNoise()
+            )
             trained += components
         return tuple(dict.fromkeys(trained))
 

@@ -30,7 +30,7 @@ Index = npt.NDArray[np.int64]
 
 def features_of(records: Records, modality: str) -> Features:
     """Plain features [n, F]: images pooled to 16 x 16 (mean, and mean absolute gradient), text as n-grams."""
-    value = records.values[modality]
+    value = np.asarray(records.values[modality])
     kind = records.schema.modality(modality).kind
     if kind == "text":
         return ngram_counts(value).astype(np.float64)

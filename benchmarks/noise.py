@@ -20,7 +20,7 @@ from torch import Tensor
 from secure_fed.config import compose_config, freeze
 from secure_fed.data import schema_of
 from secure_fed.methods import build
-from secure_fed.methods.base import GradientPhase
+from secure_fed.methods.base import GradientPhase, in_context
 from secure_fed.models.multimodal import build_model
 from secure_fed.privacy.dpsgd import dp_sgd
 from secure_fed.privacy.made_up import made_up_batch
@@ -89,7 +89,7 @@ def steps(units: int, count: int = 10) -> tuple[int, dict[str, Callable[[], obje
     config = freeze(compose_config([]), Path())
     schema, method = schema_of(config.data), build(config.method)
     pairs = method.pairs(schema, [frozenset(schema.names)] * config.federation.sites)
-    model = build_model(schema, config.model, pairs, config.seed)
+    model = build_model(schema, config.model, method.parts(schema, pairs, config.model), config.seed)
     phases = method.phases(schema, pairs, config.federation.rounds, config.model.feature_width)
     phase = next(phase for phase in phases if isinstance(phase, GradientPhase))
     plan = GaussianPlan(
@@ -104,7 +104,7 @@ def steps(units: int, count: int = 10) -> tuple[int, dict[str, Callable[[], obje
     batch = made_up_batch(model, units, seed=0)
 
     def train(noise: NoiseSource) -> Callable[[], object]:
-        return lambda: dp_sgd(model, phase.components, phase.loss, batch, plan, training, noise)
+        return lambda: dp_sgd(model, phase.components, in_context(phase.loss, None), batch, plan, training, noise)
 
     trained = sum(model.component_sizes()[name] for name in phase.components)
     return trained, {"a default DP-SGD step": train(OsNoise()), "the same without noise": train(Silent())}

@@ -23,9 +23,10 @@ from secure_fed.config import compose_config, freeze
 from secure_fed.data import load
 from secure_fed.data.config import SyntheticCxrConfig
 from secure_fed.methods import build
-from secure_fed.methods.base import GradientPhase
+from secure_fed.methods.base import GradientPhase, in_context
 from secure_fed.models.batch import Batch, bounded
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.models.translators import translator_parts
 from secure_fed.privacy.dpsgd import dp_sgd, plain_sgd
 from secure_fed.privacy.noise import OsNoise
 from secure_fed.privacy.plan import GaussianPlan, TrainingOptions
@@ -55,11 +56,11 @@ def runs_of(
         phase=phase.name, sample_rate=1.0, steps=1, declared_n=1000, max_grad_norm=2.0, noise_multiplier=1.0
     )
     patients = replace(plan, unit="patient", max_records_per_unit=MOST)
-    noise = OsNoise()
+    noise, loss = OsNoise(), in_context(phase.loss, None)
 
     def step(batch: Batch, settings: GaussianPlan, training: TrainingOptions) -> Callable[[], None]:
         trained = copy.deepcopy(model)
-        return lambda: dp_sgd(trained, phase.components, phase.loss, batch, settings, training, noise)
+        return lambda: dp_sgd(trained, phase.components, loss, batch, settings, training, noise)
 
     def noise_alone() -> None:
         noise.noised(torch.zeros(size, dtype=torch.float64), 1.0)
@@ -68,7 +69,7 @@ def runs_of(
     plain = copy.deepcopy(model)
     size = sum(model.component_sizes()[name] for name in phase.components)
     return {
-        "no privacy": lambda: plain_sgd(plain, phase.components, phase.loss, by_record, plan, hooks, noise),
+        "no privacy": lambda: plain_sgd(plain, phase.components, loss, by_record, plan, hooks, noise),
         "noise alone": noise_alone,
         "record, hooks": step(by_record, plan, hooks),
         "record, ghost": step(by_record, plan, hooks.model_copy(update={"back_end": "ghost"})),
@@ -92,7 +93,7 @@ def main() -> None:
     for encoder, (records, part) in sizes.items():
         config = freeze(compose_config([f"model/{encoder}"]), Path.cwd())
         data = load(SyntheticCxrConfig(patients=options.records), config.seed).records
-        model = build_model(data.schema, config.model, PAIRS, config.seed)
+        model = build_model(data.schema, config.model, translator_parts(config.model, PAIRS), config.seed)
         batch = bounded(model.prepare(data.select(range(records)), "patient"), MOST)
         print(f"{encoder}: {len(batch)} records of {batch.unit_count} patients, parts of {part}")
         for phase in build(config.method).phases(data.schema, PAIRS, rounds=12, width=config.model.feature_width):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secure_fed.cli_data import data as data_door
 from secure_fed.cli_ledger import ledger
 from secure_fed.cli_site import site
 from secure_fed.cli_sweep import register, rewrite_sweep
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 app.add_typer(site)
 app.add_typer(ledger)
+app.add_typer(data_door)
 register(app)
 
 

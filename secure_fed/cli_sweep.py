@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,10 @@ def register(app: typer.Typer) -> None:
     )(sweep)
     app.command(
         options_metavar="[--json]",
-        epilog="Example: secure-fed compare sweeps/before sweeps/after --page difference.html",
+        epilog="Examples:\n\n"
+        "secure-fed compare sweeps/before sweeps/after --page difference.html\n\n"
+        "secure-fed compare runs/zero_fill runs/fin --page methods.html\n\n"
+        "secure-fed compare sweeps/mine/cells/*              the cells of a sweep are runs, too",
     )(compare)
     app.command(epilog="Example: secure-fed export sweeps/mine --mlflow http://localhost:5000")(export)
 
@@ -59,29 +61,21 @@ def sweep(
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="SWEEP_A", help="A sweep's folder.")],
-    after: Annotated[Path, typer.Argument(metavar="SWEEP_B", help="Another one's.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Two sweeps' folders, or two or more runs'.")
+    ],
     metric: Annotated[
-        str | None, typer.Option(help="Compare by this score; without, by the sweeps' objective.")
+        str | None, typer.Option(help="Of sweeps: compare by this score; without, by their objective.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Write the comparison as a page, too.")] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable comparison.")] = False,
 ) -> None:
-    """What changed between two sweeps: configuration, code and results, tested in pairs over common seeds."""
-    from rich.console import Console
-
+    """What changed between two sweeps, or runs side by side: scores, imputation and cost, in pairs over seeds."""
     with said_plainly():
-        from secure_fed.sweep import comparison
+        from secure_fed.sweep.comparing import compare_command
 
-        found = comparison.compare(before, after, metric)
-        if as_json:
-            typer.echo(json.dumps(comparison.to_json(found), indent=2, allow_nan=False))
-        else:
-            comparison.render(found, Console())
-        if page is not None:
-            comparison.write_page(found, page)
-            typer.echo(f"page: {page}", err=as_json)
+        compare_command(folders, metric, page, as_json=as_json)
 
 
 def export(

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from secure_fed.errors import ConfigError
 from secure_fed.federation.config import RunConfig
+from secure_fed.models.pinning import pinned
 
 Primary = Literal["config", "sweep"]
 """Which configuration is composed: a run's (config.yaml), or a sweep's (sweep.yaml)."""
@@ -69,11 +70,12 @@ def freeze(config: DictConfig, run_dir: Path) -> RunConfig:
 
 
 def freeze_tree(tree: dict[str, Any]) -> RunConfig:
-    """What `freeze` makes of plain, resolved values."""
+    """What `freeze` makes of plain, resolved values; public weights that are given without a SHA-256 get theirs."""
     # A run may be resumed, and a worker may run, in another working directory.
     absolute = _with_absolute_paths(validate(tree).model_dump())
     assert isinstance(absolute, dict)  # noqa: S101 - it was one
-    return validate(absolute)
+    config = validate(absolute)
+    return config.model_copy(update={"model": pinned(config.model)})
 
 
 def validate(tree: dict[str, Any]) -> RunConfig:
@@ -133,6 +135,9 @@ def _describe(kind: str, location: tuple[int | str, ...], message: str, value: o
         str(part)
         for index, part in enumerate(location)
         if not (index == 1 and len(location) > 2 and location[0] in {"data", "method", "strategy", "evaluation"})
+        and location[:index] not in {("model", "image"), ("model", "text"), ("model", "translator")}
+        and not (index == 3 and location[:2] == ("model", "encoders"))
+        and not (index > 1 and location[0] == location[index - 1] == "data")  # a set within a composite
     )
     if kind == "extra_forbidden":
         return f"unknown key {path!r}; `secure-fed run --cfg job` lists all"

@@ -32,10 +32,11 @@ def render_plan(view: PlanView, console: Console) -> None:
 
 
 def _group(group: GroupView, unit: str, console: Console) -> None:
-    table = Table(
-        title=f"{escape(_ranges(group.sites))}: {escape(' + '.join(group.owns))}, declared N {_span(group.declared_n)}",
-        title_justify="left",
-    )
+    title = f"{escape(_ranges(group.sites))}: {escape(' + '.join(group.owns))}, declared N {_span(group.declared_n)}"
+    if not group.phases:
+        console.print(f"{title}: trains and releases nothing\n")
+        return
+    table = Table(title=title, title_justify="left")
     for heading in ("phase", "C", "sigma", "q", "steps", "rounds", "epsilon alone", "noise / signal", "rounds left"):
         table.add_column(heading, justify="left" if heading == "phase" else "right", no_wrap=heading == "phase")
     for phase in group.phases:

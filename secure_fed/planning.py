@@ -15,7 +15,7 @@ from secure_fed.accounting import Mechanism, epsilon, epsilon_by_round, epsilon_
 from secure_fed.client.books import own_records
 from secure_fed.config import compose_config, freeze
 from secure_fed.engines.simulated_homes import kept_home, plan_of, policy_of
-from secure_fed.engines.simulated_sites import simulate
+from secure_fed.engines.simulated_sites import simulate, with_public_set
 from secure_fed.errors import ConfigError, PolicyRefusal
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
@@ -111,7 +111,8 @@ def plan_view(overrides: Sequence[str]) -> PlanView:
     config = freeze(compose_config(overrides), _NOWHERE)
     if config.privacy.mode == "off":
         raise ConfigError("privacy=off plans nothing: no epsilon holds for what it releases; give privacy=dp")
-    federation = Federation(config, simulate(config).members)
+    simulated = simulate(config)
+    federation = Federation(with_public_set(config, simulated)[0], simulated.members)
     asked: dict[_Key, list[_Asked]] = {}
     refused: dict[str, str] = {}
     for site in federation.sites:

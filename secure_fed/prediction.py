@@ -12,8 +12,10 @@ from secure_fed.data.config import DataConfig
 from secure_fed.errors import DataError
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.members import sites_of
+from secure_fed.federation.public_set import context_of
 from secure_fed.identity import Roster
 from secure_fed.server.evaluation import predict
+from secure_fed.server.public_set import load_public_set
 from secure_fed.server.training import load_model
 
 
@@ -21,14 +23,15 @@ def predict_csv(run: Path, data: Path) -> str:
     """CSV text with a header, a row per record in the order of `data`: id, then a probability per label.
 
     `data` is a manifest CSV, or for a physionet2012 run a folder as released. Raises ConfigError where `run` is
-    no run folder, DataError where its model or `data` cannot be read.
+    no run folder, DataError where its model, the public set that its method imputes from, or `data` cannot be read.
     """
     config = load_config(run)
     federation = Federation(config, sites_of(Roster.load(run / "roster.json")))
     model = federation.new_model()
     load_model(run / "model.safetensors", model)
+    context = context_of(federation, model, load_public_set(run, federation))
     records = _read(config.data, federation, data)
-    probabilities = predict(federation.method, model, model.prepare(records))
+    probabilities = predict(federation.method, model, model.prepare(records), context)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", *federation.schema.labels])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -37,8 +38,8 @@ class LiveProgress:
         if self._live is not None:
             self._live.stop()
 
-    def begin(self, config: RunConfig, done: int) -> None:
-        """Say what is about to run, warnings first."""
+    def begin(self, config: RunConfig, done: int, notes: Sequence[str] = ()) -> None:
+        """Say what is about to run, warnings first, and what was made of public weights (`notes`)."""
         if self._quiet:
             return
         for weak, cost in config.weaknesses().items():
@@ -56,6 +57,8 @@ class LiveProgress:
             f"{config.method.name} on {config.data.name}: {config.federation.members} sites, "
             f"{rounds} rounds, {target}, engine {config.engine.name}"
         )
+        for note in notes:
+            self._console.print(note, markup=False)
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("round"),

@@ -85,6 +85,12 @@ def test_a_plan_says_how_its_budget_is_shared_out_where_the_configuration_does(c
     assert "budget_shares" not in cli("plan", *small).stdout
 
 
+def test_plan_says_in_a_line_which_sites_release_nothing(cli, small):
+    text = " ".join(cli("plan", *small, "method=drop").stdout.split())
+    assert "site02: image, declared N 50: trains and releases nothing" in text
+    assert json.loads(cli("plan", *small, "method=drop", "--json").stdout)["groups"][1]["epsilon"] == 0.0
+
+
 def test_a_plan_warns_where_a_site_is_too_small_to_learn_anything(cli, small) -> None:
     text = " ".join(cli("plan", *small, "privacy.epsilon=0.1").stdout.split())
     assert "will hardly learn anything" in text

@@ -35,14 +35,17 @@ class SiteRecords:
     def split(
         cls, records: Records, model: MultimodalModel, privacy: PrivacyConfig, evaluation: EvaluationConfig, key: bytes
     ) -> SiteRecords:
-        """The site's records, prepared for the model, with at most `max_records_per_unit` of each unit to train on."""
+        """The site's records, prepared for the model, with at most `max_records_per_unit` of each unit to train on.
+
+        Raises DataError where an image cannot be read: here nothing is charged yet.
+        """
         training, held_out = records, records.select([])
         if evaluation.name == "federated":
             apart = is_held_out(records.unit_ids, evaluation.fraction, key)
             training = records.select(~apart)
             held_out = records.select(in_keyed_order(records.unit_ids, np.flatnonzero(apart), key))
-        prepared = model.prepare(training, privacy.unit)
-        return cls(bounded(prepared, privacy.max_records_per_unit), model.prepare(held_out, privacy.unit))
+        prepared = bounded(model.prepare(training, privacy.unit), privacy.max_records_per_unit)
+        return cls(prepared.require_readable(), model.prepare(held_out, privacy.unit).require_readable())
 
 
 def is_held_out(unit_ids: StringArray, fraction: float, key: bytes) -> BoolArray:

@@ -20,7 +20,6 @@ from secure_fed.federation.config import PrivacyConfig
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.files import write_whole
 from secure_fed.identity import SiteName
-from secure_fed.methods.base import owns
 
 _EDIT = "or its owner edits policy.yaml"
 
@@ -197,7 +196,8 @@ def _to_the_guarantee(policy: Policy, privacy: PrivacyConfig) -> Iterator[str]:
 def _to_the_components(policy: Policy, federation: Federation, site: Site) -> Iterator[str]:
     if "any" in policy.allowed_components:
         return
-    trained = {name for phase in federation.phases_of(site) for name in phase.uploads() if owns(name, site.owned)}
+    uploads = {name for phase in federation.phases_of(site) for name in phase.uploads()}
+    trained = {name for name in uploads if federation.contributes(site, name)}
     strange = sorted(trained - set(policy.allowed_components))
     if strange:
         yield (

@@ -18,24 +18,28 @@ from safetensors.numpy import save as save_tensors
 
 from secure_fed.client.books import close_run, note_refusal, open_ledger
 from secure_fed.client.faults import is_silent
+from secure_fed.client.features import features_kept
 from secure_fed.client.following import DIVERGED, Follower
 from secure_fed.client.halt import HALTED, halt, halted
 from secure_fed.client.held_out import KEY_PURPOSE, SiteRecords
 from secure_fed.client.home import Home, of_run
 from secure_fed.client.journal import Journal
 from secure_fed.client.policy import Policy, admit
+from secure_fed.client.public_set import PublicSets
 from secure_fed.client.rotation import require_named
 from secure_fed.client.sessions import Sessions
 from secure_fed.client.training import LocalTraining, Update
 from secure_fed.client.witness import LEDGER_BEHIND, LedgerBehind, Witnesses, own_anchor, packed, require_ahead
 from secure_fed.data.records import Records
 from secure_fed.errors import BudgetExhausted, PolicyRefusal, SecAggError, SecureFedError
+from secure_fed.federation.announcement import Announcement
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import Membership
 from secure_fed.federation.members import sites_of
+from secure_fed.federation.public_set import MISMATCH, OTHER, PublicSet, digest_needed
 from secure_fed.federation.track import Track
-from secure_fed.federation.wire import Header, Parcel
+from secure_fed.federation.wire import Array, Header, Parcel
 from secure_fed.identity import Roster, roster_bytes
 from secure_fed.ledger import Ledger, Settle
 from secure_fed.privacy.noise import NoiseSource, OsNoise, ReproducibleNoise
@@ -48,7 +52,7 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (PolicyRefusal, "refused_by_policy"),
     (SecureFedError, "refused"),
 )
-_HALTING = HALTING | {DIVERGED, LEDGER_BEHIND}
+_HALTING = HALTING | {DIVERGED, LEDGER_BEHIND, MISMATCH}
 
 
 class SiteClient:
@@ -69,6 +73,7 @@ class SiteClient:
         self._journal = Journal(home)
         self._sessions = Sessions(home)
         self._follower = Follower(home, self._membership_of)
+        self._public_sets = PublicSets(home)
         self._witnesses = Witnesses(home)
         self._old: dict[str, Membership] = {}
 
@@ -238,9 +243,11 @@ class SiteClient:
         """secagg=off: the update itself, for comparison only; no message can ask for it in any other run."""
         if self.config.secagg.mode != "off":
             raise PolicyRefusal(f"{self.site.name}: an unmasked update was asked for in a run with secagg=on")
+        self._journal.require_new(header)
+        track = self._follow(header, parcel)  # who asks for the public set is asked again under the same number
         self._journal.begin(header)
         # Nothing is kept for a second asking: each has a new number here, and is charged again.
-        return Parcel(arrays=self._trained(header, self._follow(header, parcel)))
+        return Parcel(arrays=self._trained(header, track))
 
     def _finish(self, header: Header) -> Parcel:
         """The run is over: it charges nothing any more, and the home keeps nothing of it but ledger and journal.
@@ -251,13 +258,24 @@ class SiteClient:
         with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
             close_run(ledger, header.run, "finished")
         self.home.forget_run(header.run)
+        if self.config.federation.public_set is not None:
+            self._public_sets.forget(self.config.federation.public_set)
         anchor = own_anchor(self.home, self.policy.site)
         return Parcel() if anchor is None else Parcel(body=anchor.to_line())
 
     # -- pieces ----------------------------------------------------------------------------------------
 
     def _follow(self, header: Header, parcel: Parcel) -> Track:
+        needed, said = digest_needed(self.federation), Announcement.from_bytes(parcel.announcement).public_set
+        if said != needed:
+            raise SecAggError(OTHER, f"the request is of a run with public set {said}, this run's is {needed}")
+        self._public_set(parcel.arrays)
         return self._follower.follow(self.federation, header, parcel.announcement, parcel.arrays)
+
+    def _public_set(self, arrays: Mapping[str, Array]) -> PublicSet | None:
+        """The run's public set, taken from a request's `arrays` where the home lacks it; None where none is needed."""
+        digest = digest_needed(self.federation)
+        return None if digest is None else self._public_sets.take(self.federation.schema, digest, arrays)
 
     def _update(self, header: Header, track: Track) -> Update:
         """The round's noised update: the stored one where this is a retry of the same round and model."""
@@ -277,9 +295,10 @@ class SiteClient:
 
     def _trained(self, header: Header, track: Track) -> Update:
         """The round's update, drawn anew and charged."""
+        public = self._public_set({})  # first: it may be gone since the round began, which must cost no budget
         with open_ledger(self.home, self.policy, limited=self._limited) as ledger:
             training = LocalTraining(
-                self.federation, self.site, self.policy, ledger, lambda: self._records, self._noise
+                self.federation, self.site, self.policy, ledger, lambda: self._records, self._noise, public
             )
             return training.update(header, track)
 
@@ -347,7 +366,10 @@ class SiteClient:
     @cached_property
     def _records(self) -> SiteRecords:
         config, key = self.config, self.home.derived_key(KEY_PURPOSE)
-        return SiteRecords.split(self._load_records(), self.federation.model, config.privacy, config.evaluation, key)
+        with features_kept(self.home):
+            return SiteRecords.split(
+                self._load_records(), self.federation.model, config.privacy, config.evaluation, key
+            )
 
     @cached_property
     def _noise(self) -> NoiseSource:

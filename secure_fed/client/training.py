@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +16,14 @@ from secure_fed.client.held_out import SiteRecords
 from secure_fed.client.policy import Policy
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import PlannedPhase, SitePlan
+from secure_fed.federation.public_set import PublicSet, context_of, made_up_context
 from secure_fed.federation.track import Track
 from secure_fed.federation.wire import Header
 from secure_fed.ledger import Ledger
-from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase, StatisticPhase, owns
+from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase, PublicContext, StatisticPhase, in_context
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.dpsgd import dp_sgd, plain_sgd
-from secure_fed.privacy.histograms import HistogramPlan, exact_counts, noisy_counts
+from secure_fed.privacy.histograms import CellMap, HistogramPlan, exact_counts, noisy_counts
 from secure_fed.privacy.noise import NoiseSource
 from secure_fed.privacy.plan import GaussianPlan, SamplingPlan, StatisticPlan, TrainingOptions
 from secure_fed.privacy.preflight import preflight_once, preflight_statistic_once
@@ -39,6 +39,7 @@ class LocalTraining:
     """What a site needs to make its update in one round.
 
     `load` gives its records. It is called only after the gate: a refusal must not depend on them.
+    `public` is the public set where the method works with one.
     """
 
     federation: Federation
@@ -47,6 +48,7 @@ class LocalTraining:
     ledger: Ledger
     load: Callable[[], SiteRecords]
     noise: NoiseSource
+    public: PublicSet | None = None
 
     @property
     def records(self) -> SiteRecords:
@@ -55,6 +57,8 @@ class LocalTraining:
 
     def update(self, header: Header, track: Track) -> Update:
         """The round's slices, noised and charged; raises PolicyRefusal before anything is charged."""
+        if not self.federation.phases_of(self.site):
+            return {}  # it holds shares of the others' masks, and its ledger knows of no plan
         charges = Charges(self.federation, self.site, self.policy, self.ledger, self.noise.rng_class)
         phases = self.federation.phases_of(self.site, header.step)
         plan = charges.admit(header, phases, self._preflight)
@@ -66,35 +70,36 @@ class LocalTraining:
         else:
             charges.reserve(header, [plan.phase(phase.name) for phase in phases], track.model_hash)
         model = track.load_into(self.federation.new_model())
+        context = self._context(model)
         update: Update = {}
         for phase in phases:
             planned = None if plan is None else plan.phase(phase.name)
+            if isinstance(phase, GradientPhase):
+                update |= self._descend(phase, model, context, header, planned)
+                continue
+            # The round's own training has changed `model` by now: counts and sums stand on what the round began from.
+            began_from = track.load_into(self.federation.new_model())
             if isinstance(phase, HistogramPhase):
-                # The round's own training has changed `model` by now: what is evaluated is what the round began from.
-                began_from = track.load_into(self.federation.new_model())
-                update |= self._count(phase, began_from, header, planned)
+                update |= self._count(phase, began_from, context, header, planned)
             else:
-                update |= self._train(phase, model, header, planned)
+                update |= self._release_statistic(phase, began_from, context, header, planned)
         return update
+
+    def _context(self, model: MultimodalModel) -> PublicContext | None:
+        return context_of(self.federation, model, self.public)
 
     # -- training --------------------------------------------------------------------------------------
 
-    def _train(
+    def _descend(
         self,
-        phase: GradientPhase | StatisticPhase,
+        phase: GradientPhase,
         model: MultimodalModel,
+        context: PublicContext | None,
         header: Header,
         planned: PlannedPhase | None,
     ) -> Update:
-        noise = self._stream(header, phase)
-        if isinstance(phase, StatisticPhase):
-            return self._release_statistic(phase, model, noise, planned)
-        return self._descend(phase, model, noise, planned)
-
-    def _descend(
-        self, phase: GradientPhase, model: MultimodalModel, noise: NoiseSource, planned: PlannedPhase | None
-    ) -> Update:
-        components = tuple(name for name in phase.components if owns(name, self.site.owned))
+        loss, noise = in_context(phase.loss, context), self._stream(header, phase)
+        components = tuple(name for name in phase.components if self.federation.contributes(self.site, name))
         before = {name: model.get_component(name) for name in components}
         options = self.federation.config.training
         training = TrainingOptions(
@@ -113,31 +118,45 @@ class LocalTraining:
                 unit=self.federation.config.privacy.unit,
                 max_records_per_unit=self.federation.config.privacy.max_records_per_unit,
             )
-            plain_sgd(model, components, phase.loss, self.records.training, sampling, training, noise)
+            plain_sgd(model, components, loss, self.records.training, sampling, training, noise)
         else:
             assert isinstance(planned.release, GaussianPlan)  # noqa: S101 - so for every gradient phase
-            dp_sgd(model, components, phase.loss, self.records.training, planned.release, training, noise)
+            dp_sgd(model, components, loss, self.records.training, planned.release, training, noise)
         return {name: model.get_component(name) - before[name] for name in components}
 
     def _release_statistic(
-        self, phase: StatisticPhase, model: MultimodalModel, noise: NoiseSource, planned: PlannedPhase | None
+        self,
+        phase: StatisticPhase,
+        model: MultimodalModel,
+        context: PublicContext | None,
+        header: Header,
+        planned: PlannedPhase | None,
     ) -> Update:
         model.eval()
         records = self.records.training
-        rows = phase.map(model, records)
+        rows = phase.map(model, records, context)
         if planned is None:
             total = clipped_sum(rows, records.units, phase.bound).numpy()
         else:
             assert isinstance(planned.release, StatisticPlan)  # noqa: S101 - so for every statistic
-            total = noisy_sum(rows, records, planned.release, noise)
+            total = noisy_sum(rows, records, planned.release, self._stream(header, phase))
         return {phase.slice_name: (total / (phase.bound * self.site.declared_n)).astype(np.float32)}
 
     def _count(
-        self, phase: HistogramPhase, model: MultimodalModel, header: Header, planned: PlannedPhase | None
+        self,
+        phase: HistogramPhase,
+        model: MultimodalModel,
+        context: PublicContext | None,
+        header: Header,
+        planned: PlannedPhase | None,
     ) -> Update:
         records = self.records.held_out
-        slices = [name for name in phase.slices if owns(name, self.site.owned)]
-        cells = {name: partial(phase.cells, model, name) for name in slices}
+        slices = [name for name in phase.slices if self.federation.contributes(self.site, name)]
+
+        def cells_of(name: str) -> CellMap:
+            return lambda batch: phase.cells(model, name, batch, context)
+
+        cells = {name: cells_of(name) for name in slices}
         if planned is None:
             return dict(exact_counts(cells, phase.groups, phase.width, records))
         assert isinstance(planned.release, HistogramPlan)  # noqa: S101 - so for every histogram
@@ -153,21 +172,21 @@ class LocalTraining:
 
         Once in a process for what decides it: method, phase, model, unit and back end.
         """
-        config = self.federation.config
+        config, model = self.federation.config, self.federation.model
         noise = self.noise.derive(f"{self.site.name}/preflight")
+        context = made_up_context(self.federation)
         for planned in plan.phases:
             phase, release = planned.phase, planned.release
             if isinstance(phase, GradientPhase) and isinstance(release, GaussianPlan):
-                loss = phase.still_loss or phase.loss
                 preflight_once(
                     config.method.model_dump_json(),
-                    self.federation.model,
+                    model,
                     planned.components,
-                    loss,
+                    in_context(phase.still_loss or phase.loss, context),
                     release,
                     noise,
                     back_end=config.training.back_end,
                 )
             elif isinstance(phase, StatisticPhase) and isinstance(release, StatisticPlan):
-                method = config.method.model_dump_json()
-                preflight_statistic_once(method, self.federation.model, phase.map, release, noise)
+                statistic = in_context(phase.map, context)
+                preflight_statistic_once(config.method.model_dump_json(), model, statistic, release, noise)

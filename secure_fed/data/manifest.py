@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from secure_fed.data.config import ImageColumn, ManifestConfig, TabularColumns, TextColumn, value_columns
-from secure_fed.data.manifest_images import read_grey
+from secure_fed.data.images import read_grey
 from secure_fed.data.records import ModalitySpec, Records, Schema, ValueArray, blank_values
 from secure_fed.errors import DataError
 

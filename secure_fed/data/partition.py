@@ -6,6 +6,7 @@ Everything is split by patient (the privacy unit): never one on two sides, nor a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,15 @@ from secure_fed.errors import ConfigError, DataError
 
 Scheme = Literal["iid", "dirichlet", "column"]
 SCHEMES: tuple[Scheme, ...] = ("iid", "dirichlet", "column")
+
+
+@dataclass(frozen=True)
+class SitesOf:
+    """So many sites hold the records of one part (`Records.groups` names it) and own these modalities."""
+
+    part: str
+    sites: int
+    owned: frozenset[str]
 
 
 def split_by_unit(records: Records, test_fraction: float, seed: int) -> tuple[IndexArray, IndexArray]:
@@ -69,6 +79,19 @@ def partition(records: Records, sites: int, scheme: Scheme, seed: int, *, alpha:
     return [np.flatnonzero(site_of[unit_of] == site) for site in range(sites)]
 
 
+def partition_by_part(
+    records: Records, layout: Sequence[SitesOf], scheme: Scheme, seed: int, *, alpha: float = 0.5
+) -> list[IndexArray]:
+    """As `partition`, but each part's records over its own sites, in the order of `layout`; raises the same."""
+    parts: list[IndexArray] = []
+    for of in layout:
+        positions = np.flatnonzero(records.groups == of.part)
+        parts += [
+            positions[share] for share in partition(records.select(positions), of.sites, scheme, seed, alpha=alpha)
+        ]
+    return parts
+
+
 def declared_count(n: int) -> int:
     """The public N of a simulated site: `n` to the nearest 50, at least 50.
 
@@ -78,13 +101,17 @@ def declared_count(n: int) -> int:
     return max(50, 50 * ((n + 25) // 50))
 
 
-def ownership(value: object, modalities: Sequence[str], sites: int) -> list[frozenset[str]]:
+def ownership(
+    value: object, modalities: Sequence[str], sites: int, layout: Sequence[SitesOf] = ()
+) -> list[frozenset[str]]:
     """The modalities that each site owns, from `"5:1:4"`, `"all"` or a mapping like `{"image": 8, "image+text": 2}`.
 
-    The shorthand is for two modalities: first only : second only : both. With "all" every site owns every one.
-    Kinds of sites are spread evenly over the site numbers, in the same way each time.
-    Raises ConfigError, naming the value and the way out.
+    The shorthand is for two modalities: first only : second only : both. With "all" every site owns every one, with
+    "data" what `layout`, a composite's, says. Kinds of sites are spread evenly over the site numbers, in the same way
+    each time; those of a layout come in its order. Raises ConfigError, naming the value and the way out.
     """
+    if layout or value == "data":
+        return _laid_out(value, layout, sites)
     if value == "all":
         return [frozenset(modalities)] * sites
     counts = _shorthand(value, modalities) if not isinstance(value, Mapping) else _mapping(value, modalities)
@@ -94,6 +121,24 @@ def ownership(value: object, modalities: Sequence[str], sites: int) -> list[froz
             f"ownership={value!r} describes {total} sites, but federation.sites={sites}: make the two agree"
         )
     return _spread(counts)
+
+
+def _laid_out(value: object, layout: Sequence[SitesOf], sites: int) -> list[frozenset[str]]:
+    if not layout:
+        raise ConfigError(
+            "federation.ownership=data leaves it to the data who owns what, and only data=composite says so: give "
+            "something like '\"5:1:4\"'"
+        )
+    if value != "data":
+        raise ConfigError(
+            f"federation.ownership={value!r}: data=composite says itself which sites own what, by data.parts; give "
+            "federation.ownership=data"
+        )
+    owned = [of.owned for of in layout for _ in range(of.sites)]
+    if len(owned) != sites:
+        counts = " + ".join(f"{of.sites} of {of.part}" for of in layout)
+        raise ConfigError(f"data.parts have {counts} sites, but federation.sites={sites}: make the two agree")
+    return owned
 
 
 def apply_ownership(records: Records, owned: frozenset[str]) -> Records:

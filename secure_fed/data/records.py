@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from secure_fed.data.images import LazyImages
 from secure_fed.errors import ConfigError, DataError
 
 MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -21,6 +22,7 @@ BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int64]
 ValueArray = npt.NDArray[Any]  # float32 for images and tables, objects (str) for text
+Values = ValueArray | LazyImages  # images may stay in their files
 StringArray = npt.NDArray[np.str_]
 
 
@@ -91,14 +93,15 @@ class Schema:
 class Records:
     """`n` records: values and presence by modality, labels, the privacy unit's id, a natural site column.
 
-    values: images float32 [n, 1, H, W] in [0, 1]; tabular float32 [n, F], scaled by public ranges, missing 0;
-    text object array of str [n]. Rows of an absent modality hold zeros or "". presence: bool [n] by modality.
+    values: images float32 [n, 1, H, W] in [0, 1], an array or LazyImages; tabular float32 [n, F], scaled by public
+    ranges, missing 0; text object array of str [n]. Rows of an absent modality hold zeros or "". presence: bool [n]
+    by modality.
     labels: float32 [n, L] of 0, 1 or NaN (unknown). unit_ids: str [n]. groups: str [n], or None.
     Raises DataError where an array does not fit the schema.
     """
 
     schema: Schema
-    values: Mapping[str, ValueArray]
+    values: Mapping[str, Values]
     presence: Mapping[str, BoolArray]
     labels: FloatArray
     unit_ids: StringArray
@@ -145,12 +148,40 @@ class Records:
 
     def without(self, modalities: Collection[str]) -> Records:
         """The same records with `modalities` absent everywhere. Raises ConfigError for an unknown one."""
-        values, presence = dict(self.values), dict(self.presence)
+        values: dict[str, Values] = dict(self.values)
+        presence = dict(self.presence)
         for name in modalities:
             spec = self.schema.modality(name)
-            values[name] = blank_values(spec, len(self))
+            value = values[name]
+            values[name] = value.blanked() if isinstance(value, LazyImages) else blank_values(spec, len(self))
             presence[name] = np.zeros(len(self), dtype=bool)
         return replace(self, values=values, presence=presence)
+
+
+def concatenated(parts: Sequence[Records]) -> Records:
+    """The records of all parts, in order. Raises DataError where schemas differ, or only some parts have groups."""
+    first = parts[0]
+    if any(part.schema != first.schema for part in parts):
+        raise DataError("records of different schemas cannot be put together: give parts of one schema")
+    groups = [part.groups for part in parts if part.groups is not None]
+    if groups and len(groups) < len(parts):
+        raise DataError("some parts have groups and some have none: give all of them groups")
+    return Records(
+        schema=first.schema,
+        values={name: _joined([part.values[name] for part in parts]) for name in first.schema.names},
+        presence={name: np.concatenate([part.presence[name] for part in parts]) for name in first.schema.names},
+        labels=np.concatenate([part.labels for part in parts]),
+        unit_ids=np.concatenate([part.unit_ids for part in parts]),
+        groups=np.concatenate(groups) if groups else None,
+    )
+
+
+def _joined(values: Sequence[Values]) -> Values:
+    """One after the other; files stay files where all are."""
+    lazy = [value for value in values if isinstance(value, LazyImages)]
+    if len(lazy) == len(values):
+        return LazyImages(np.concatenate([value.files for value in lazy]), lazy[0].size)
+    return np.concatenate([np.asarray(value) for value in values])
 
 
 def blank_values(spec: ModalitySpec, n: int) -> ValueArray:
@@ -160,13 +191,17 @@ def blank_values(spec: ModalitySpec, n: int) -> ValueArray:
     return np.zeros((n, *spec.shape), dtype=np.float32)
 
 
-def _require(what: str, array: ValueArray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _require(what: str, array: Values, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if array.shape != shape or array.dtype != dtype:
         raise DataError(f"{what} is {array.dtype} of shape {array.shape}: expected {dtype} of shape {shape}")
 
 
-def _require_blank_where_absent(spec: ModalitySpec, value: ValueArray, present: BoolArray) -> None:
-    """A value behind an absent row would be a leak that masking was meant to close."""
+def _require_blank_where_absent(spec: ModalitySpec, value: Values, present: BoolArray) -> None:
+    """A value behind an absent row would be a leak that masking was meant to close. Files are not read for it."""
+    if isinstance(value, LazyImages):
+        if not np.array_equal(value.is_blank, ~present):
+            raise DataError(f"values[{spec.name!r}] must have a file where the modality is present, and nowhere else")
+        return
     absent = value[~present]
     if spec.kind == "text":
         if any(text != "" for text in absent) or not all(isinstance(text, str) for text in value):

@@ -7,7 +7,7 @@ Nothing here is a patient: it is the default data set on which every part of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -84,11 +84,13 @@ def generate_synthetic_cxr(config: SyntheticCxrConfig, seed: int) -> Records:
     )
     studies = 1 + rng_labels.poisson(config.studies_per_patient - 1.0, size=config.patients)
     patient = np.repeat(np.arange(config.patients), studies)
-    findings = _draw_findings(rng_labels, config.patients, patient)
+    findings = _draw_findings(rng_labels, config, patient)
     film, report = _draw_evidence(rng_labels, config, patient, findings)
     n = len(patient)
     placement = Placement.draw(rng_labels, n)
-    films = draw_films(rng_film, film, Anatomy.draw(rng_film, config.patients, patient), placement, config.image_size)
+    anatomy = Anatomy.draw(rng_film, config.patients, patient)
+    anatomy = replace(anatomy, offset=anatomy.offset + np.float32(config.exposure))
+    films = draw_films(rng_film, film, anatomy, placement, config.image_size)
     reports = write_reports(rng_report, report, placement)
     everywhere = np.ones(n, dtype=bool)
     return Records(
@@ -100,18 +102,20 @@ def generate_synthetic_cxr(config: SyntheticCxrConfig, seed: int) -> Records:
     )
 
 
-def _draw_findings(rng: np.random.Generator, patients: int, patient: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Findings [n, 13] from a Gaussian factor model, thresholded at each finding's prevalence."""
+def _draw_findings(
+    rng: np.random.Generator, config: SyntheticCxrConfig, patient: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Findings [n, 13] from a Gaussian factor model, thresholded at each finding's (shifted) prevalence."""
     models = [_MODELS[name] for name in FINDINGS]
     share = np.array(_PATIENT_SHARE)
-    of_patient = rng.standard_normal((patients, len(share)))[patient]
+    of_patient = rng.standard_normal((config.patients, len(share)))[patient]
     of_study = rng.standard_normal((len(patient), len(share)))
     factors = np.sqrt(share) * of_patient + np.sqrt(1.0 - share) * of_study
     loadings = np.array([model.loadings for model in models])
     unique = np.sqrt(1.0 - (loadings**2).sum(axis=1))
     latent = factors @ loadings.T + unique * rng.standard_normal((len(patient), len(models)))
     threshold = np.array([NormalDist().inv_cdf(1.0 - model.prevalence) for model in models])
-    return np.asarray(latent > threshold)
+    return np.asarray(latent > threshold - config.prevalence_shift)
 
 
 def _draw_evidence(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ _SHOWN = ("auroc_macro", "epsilon_max", "participants", "survivors")
 class _Logged:
     """An observer of a run that writes to Flower's log."""
 
-    def begin(self, config: RunConfig, done: int) -> None:
+    def begin(self, config: RunConfig, done: int, notes: Sequence[str] = ()) -> None:
         """Warnings first."""
         for weak, cost in config.weaknesses().items():
             _LOG.warning("%s: %s", weak, cost)
+        for note in notes:
+            _LOG.info("secure_fed %s", note)
 
     def round(self, line: dict[str, Any]) -> None:
         """A line a round."""

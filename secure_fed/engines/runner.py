@@ -21,7 +21,7 @@ from secure_fed.config import dump_config, load_config
 from secure_fed.engines.apps import forget_folders, make_client_app, make_server_app
 from secure_fed.engines.in_process import run_in_process
 from secure_fed.engines.simulated_homes import coordinator_key, found_homes, plan_of, refuses_unseen
-from secure_fed.engines.simulated_sites import SimulatedSites, simulate
+from secure_fed.engines.simulated_sites import SimulatedSites, simulate, with_public_set
 from secure_fed.engines.summary import summarise
 from secure_fed.engines.transport import GridTransport
 from secure_fed.errors import BudgetExhausted, ConfigError, PolicyRefusal, SecureFedError
@@ -30,15 +30,17 @@ from secure_fed.federation.evaluation import PHASE
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan
+from secure_fed.federation.public_set import PublicSet, context_of
 from secure_fed.federation.track import Track, initial_track, solve_statistics
 from secure_fed.files import write_whole
 from secure_fed.identity import SigningKey
 from secure_fed.ledger import ANCHORS
 from secure_fed.privacy.histograms import HistogramPlan
 from secure_fed.report import write_epsilon_report, write_model_card, write_report
-from secure_fed.server.evaluation import Scores
+from secure_fed.server.assessment import Assessment, assess
 from secure_fed.server.federated_auroc import NoiseOf
 from secure_fed.server.members import RosterFile
+from secure_fed.server.public_set import save_public_set
 from secure_fed.server.round import Coordinator, Place, RoundResult
 from secure_fed.server.training import (
     Held,
@@ -55,8 +57,11 @@ from secure_fed.strategies import FlowerConfig
 class Observer(Protocol):
     """Who watches a run: a live table, or nobody."""
 
-    def begin(self, config: RunConfig, done: int) -> None:
-        """The run is about to train; `done` steps of the schedule are already behind it."""
+    def begin(self, config: RunConfig, done: int, notes: Sequence[str] = ()) -> None:
+        """The run is about to train; `done` steps of the schedule are already behind it.
+
+        `notes`: what was made of public weights, a sentence each.
+        """
 
     def round(self, line: dict[str, Any]) -> None:
         """A round ended with this line of metrics."""
@@ -65,7 +70,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that shows nothing."""
 
-    def begin(self, config: RunConfig, done: int) -> None:
+    def begin(self, config: RunConfig, done: int, notes: Sequence[str] = ()) -> None:
         """Nothing."""
 
     def round(self, line: dict[str, Any]) -> None:
@@ -74,12 +79,16 @@ class Silent:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that has been found to work. `plans`: without those of sites whose budget does not admit it."""
+    """A run that has been found to work. `plans`: without those of sites whose budget does not admit it.
+
+    `config` names the public set, where the method needs one.
+    """
 
     config: RunConfig
     simulated: SimulatedSites
     federation: Federation
     plans: dict[str, SitePlan | None]
+    public: PublicSet | None = None
 
 
 def prepare(config: RunConfig, run: str | None = None) -> Prepared:
@@ -88,8 +97,9 @@ def prepare(config: RunConfig, run: str | None = None) -> Prepared:
     A kept home's plan is solved given its ledger's past, or is the one that the ledger holds for `run`.
     """
     simulated = simulate(config)
+    config, public = with_public_set(config, simulated)
     federation = federation_of(config, simulated.members)
-    return Prepared(config, simulated, federation, _plans(federation, run))
+    return Prepared(config, simulated, federation, _plans(federation, run), public)
 
 
 def federation_of(config: RunConfig, members: Sequence[Site]) -> Federation:
@@ -162,8 +172,9 @@ def resume(folder: Path, observer: Observer | None = None) -> Path:
         if (folder / "report.html").exists():
             raise ConfigError(f"the run {folder} is finished: nothing to resume; its report is report.html")
         return _describe(folder)
-    run = load_checkpoint(folder)[1].run
-    return train(folder, prepare(config, run), observer or Silent(), resumed=True)
+    prepared = prepare(config, load_checkpoint(folder)[1].run)
+    _lay_out_public_set(folder, prepared)
+    return train(folder, prepared, observer or Silent(), resumed=True)
 
 
 def found(folder: Path, prepared: Prepared) -> None:
@@ -173,12 +184,18 @@ def found(folder: Path, prepared: Prepared) -> None:
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be made: {error.strerror}; give a folder that can") from error
     found_homes(folder, prepared.federation)
+    _lay_out_public_set(folder, prepared)
     (folder / "data_notes.json").write_text(
         json.dumps(dict(prepared.simulated.notes), indent=2) + "\n", encoding="utf-8"
     )
     save_checkpoint(folder, Held(initial_track(prepared.federation)), Progress(run=secrets.token_hex(16)))
     # The configuration comes last: with it the folder is a run that can be resumed.
     write_whole(folder / "config.yaml", dump_config(prepared.config))
+
+
+def _lay_out_public_set(folder: Path, prepared: Prepared) -> None:
+    if prepared.public is not None:
+        save_public_set(folder, prepared.public)
 
 
 def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = False) -> Path:
@@ -210,10 +227,10 @@ def train(folder: Path, prepared: Prepared, observer: Observer, resumed: bool = 
 
 @dataclass(frozen=True)
 class Trained:
-    """The end of a schedule: the model, its scores by missing modality, and what it took."""
+    """The end of a schedule: the model, what it does on the public hold-out, and what it took."""
 
     track: Track
-    scores: dict[str, Scores]
+    assessment: Assessment
     progress: Progress
 
 
@@ -232,12 +249,12 @@ def serve_schedule(
         progress.resumed += 1
         _drop_metrics_from(folder, progress.step)
         save_checkpoint(folder, held, progress)
-    holdout = federation.new_model().prepare(prepared.simulated.holdout)
+    holdout = federation.new_model().prepare(prepared.simulated.holdout).require_readable()
     transport = GridTransport(grid, [site.name for site in federation.sites], config.engine.timeout_s)
     key = SigningKey.load(coordinator_key(folder))
     members = RosterFile(folder / "roster.json", config)
-    coordinator = Coordinator(*members(), transport, key, progress.attempt)
-    observer.begin(config, progress.step)
+    coordinator = Coordinator(*members(), transport, key, progress.attempt, prepared.public)
+    observer.begin(config, progress.step, _notes_of(federation))
     trainer = Trainer(
         coordinator,
         holdout,
@@ -247,12 +264,19 @@ def serve_schedule(
         members,
         _count_noise(progress.run),
         _unverified_step(federation),
+        prepared.public,
     )
-    held, scores = trainer.run(held, progress)
+    held = trainer.run(held, progress)
     anchors = coordinator.finish(Place(progress.run, progress.step, progress.round))
     lines = [anchor.to_line().decode() + "\n" for anchor in sorted(anchors, key=lambda anchor: anchor.site)]
     write_whole(folder / ANCHORS, "".join(lines))
-    return Trained(held.track, scores, progress)
+    model = held.track.load_into(federation.new_model())
+    context = context_of(federation, model, prepared.public)
+    return Trained(held.track, assess(federation, model, prepared.simulated.holdout, context), progress)
+
+
+def _notes_of(federation: Federation) -> list[str]:
+    return [f"{name}: {note}" for name, notes in federation.model.notes().items() for note in notes]
 
 
 def _unverified_step(federation: Federation) -> ServerStep | None:
@@ -281,7 +305,7 @@ def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
         folder,
         prepared.federation,
         _plans(prepared.federation, trained.progress.run),
-        trained.scores,
+        trained.assessment,
         trained.progress,
         trained.track.load_into(prepared.federation.new_model()),
         prepared.simulated.holdout,

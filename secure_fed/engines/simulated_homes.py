@@ -113,8 +113,8 @@ def _require_data_set(home: Home, federation: Federation) -> None:
     if found != federation.data_set:
         raise ConfigError(
             f"federation.homes: {home.root.name} belongs to data_set={found}, and this run's sites hold "
-            f"{federation.data_set} (data, seed, federation.sites, partition and test_fraction decide it): give "
-            "another folder for these data"
+            f"{federation.data_set} (data, seed, federation.sites, partition, test_fraction and public_fraction decide "
+            "it): give another folder for these data"
         )
 
 

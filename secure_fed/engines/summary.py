@@ -1,4 +1,4 @@
-"""The numbers of a finished run, computed from its files: ledgers, metrics, plans and final scores."""
+"""The numbers of a finished run, computed from its files: ledgers, metrics, plans and the final assessment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from secure_fed.ledger import Reserve, read_ledger, spent
 from secure_fed.methods.base import GradientPhase, HistogramPhase
 from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.plan import GaussianPlan
-from secure_fed.server.evaluation import ALL_PRESENT, Scores
+from secure_fed.server.assessment import Assessment
+from secure_fed.server.cost import Cost
+from secure_fed.server.evaluation import ALL_PRESENT
 from secure_fed.server.training import Progress
 from secure_fed.versions import versions
 
@@ -29,7 +31,7 @@ def summarise(
     folder: Path,
     federation: Federation,
     plans: Mapping[str, SitePlan | None],
-    scores: Mapping[str, Scores],
+    assessment: Assessment,
     progress: Progress,
     model: MultimodalModel,
     holdout: Records,
@@ -40,7 +42,7 @@ def summarise(
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     ledgers = {site.name: read_ledger(folder / "sites" / site.name / "ledger.jsonl") for site in federation.sites}
     charged = {site: epsilon(spent(records, progress.run), config.privacy.delta) for site, records in ledgers.items()}
-    final = scores[ALL_PRESENT]
+    left_out = assessment.scores[ALL_PRESENT].left_out
     return {
         "schema": SCHEMA,
         "run": progress.run,
@@ -49,10 +51,7 @@ def summarise(
         "method": config.method.name,
         "data": config.data.name,
         "seed": config.seed,
-        "auroc_macro": final.auroc_macro,
-        "auroc_macro_missing": {name: s.auroc_macro for name, s in scores.items() if name != ALL_PRESENT},
-        "auroc_per_label": final.per_label,
-        "labels_left_out": list(final.left_out),
+        **assessment.facts(),
         "evaluation": _evaluation(federation, plans, metrics),
         "holdout": {"records": len(holdout), "patients": len(set(holdout.unit_ids))},
         "epsilon": charged if private else {},
@@ -73,14 +72,17 @@ def summarise(
         "members": _members(federation, plans),
         "components": _components(federation, metrics),
         "statistics": _statistics(federation, metrics),
+        "cost": _cost(assessment.cost, metrics),
         "server_step": config.server_step,
         "engine": config.engine.name,
         "wall_s": round(progress.wall_s, 2),
         "insecure_reproducible": config.insecure_reproducible,
         "model_sha256": model.digest().hex(),
-        "warnings": warnings_of(federation, plans, final.left_out, resumed=progress.resumed),
+        "warnings": warnings_of(federation, plans, left_out, resumed=progress.resumed),
         "secagg": secagg_facts(federation, metrics),
         "data_notes": json.loads((folder / "data_notes.json").read_text(encoding="utf-8")),
+        "model_notes": {name: list(notes) for name, notes in federation.model.notes().items()},
+        "public_parameters": federation.model.public_parameters(),
         "versions": versions(),
     }
 
@@ -95,11 +97,23 @@ def warnings_of(
     """What weakens the guarantee or the result of this run; shown on top of every output."""
     config = federation.config
     warnings = [text for text in (_clipped_noise(federation, plan) for plan in plans.values()) if text][:1]
+    if federation.method.ideal:
+        warnings.append(
+            f"method={config.method.name}: an upper reference in which every simulated site has every modality, "
+            "whatever federation.ownership says; no federation that misses something can run it"
+        )
     out = [site.name for site in federation.sites if site.name not in plans]
     if out:
         warnings.append(
             f"{', '.join(out)}: the owner's budget or policy does not admit this run, which goes on without"
         )
+    idle = [
+        site.name
+        for site in federation.sites
+        if all(isinstance(phase, HistogramPhase) for phase in federation.phases_of(site))
+    ]
+    if idle:
+        warnings.append(f"{', '.join(idle)}: method={config.method.name} trains nothing at these sites")
     if config.privacy.mode == "off":
         warnings.append("privacy=off: nothing protects the records; for comparison only")
     if config.insecure_reproducible:
@@ -180,7 +194,7 @@ def _members(federation: Federation, plans: Mapping[str, SitePlan | None]) -> di
         members[site.name] = {
             "owns": sorted(site.owned),
             "declared_n": site.declared_n,
-            "noise_multiplier": plan.phases[0].per_round.noise_multiplier if plan else None,
+            "noise_multiplier": plan.phases[0].per_round.noise_multiplier if plan and plan.phases else None,
             "phases": [phase.name for phase in federation.phases_of(site)],
         }
     return members
@@ -195,6 +209,20 @@ def _statistics(federation: Federation, metrics: Sequence[Mapping[str, Any]]) ->
     """Slices that are no component: sums from which the server solves one, or scores the model."""
     phases = [phase for phase in federation.phases if not isinstance(phase, GradientPhase)]
     return {name: _summed(federation, name, phase.size, metrics) for phase in phases for name in phase.uploads()}
+
+
+def _cost(cost: Cost, metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a round cost, over all rounds with their retries, and what the model costs to use."""
+    turns = sum(line["participants"] for line in metrics)
+    return {
+        "parameters": cost.parameters,
+        "parameters_total": sum(cost.parameters.values()),
+        "flops_inference": cost.inference,
+        "flops_imputation": cost.imputation,
+        "bytes_up_per_site_round": round(sum(line["bytes_up"] for line in metrics) / turns, 1),
+        "bytes_down_per_site_round": round(sum(line["bytes_down"] for line in metrics) / turns, 1),
+        "seconds_per_round": round(sum(line["wall_s"] for line in metrics) / len(metrics), 4),
+    }
 
 
 def _evaluation(

@@ -13,8 +13,8 @@ from secure_fed.errors import SecAggError
 from secure_fed.federation.wire import Header
 from secure_fed.identity import canonical_json
 
-SUM, CHECKPOINT, MODEL = "sum", "checkpoint", "model"
-"""Prefixes of the arrays beside it: opened sums (packed), the track before them, or the whole model."""
+SUM, CHECKPOINT, MODEL, PUBLIC = "sum", "checkpoint", "model", "public"
+"""Prefixes of the arrays beside it: opened sums (packed), the track before them, the whole model, the public set."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
@@ -52,12 +52,15 @@ class Announcement(_Strict):
     """The model of a round, by hash, and the outcome that led to it (None at the beginning).
 
     `round` is that round: who is told of the next session ahead of time hears of the model of the round before.
+    `public_set`: SHA-256 of the run's public set, where its method needs one. Signed beside the arrays, it tells a
+    coordinator that sends another set from a request of another run that somebody delivers again.
     """
 
     server_step: Literal["verified", "unverified"]
     round: Count
     model_hash: Hash
     state_hash: Hash
+    public_set: Hash | None
     outcome: Outcome | None
 
     def to_bytes(self) -> bytes:

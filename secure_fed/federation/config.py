@@ -35,6 +35,9 @@ class FederationConfig(Section):
     `alone`: the data are split over all `sites`, and only this one of them trains: what it can do by itself.
     `homes` and `lifetime_epsilon` are for simulated sites: a folder of homes that outlive the run, and what their
     owners allow over all runs.
+    `public_fraction`: of the patients who are not in the hold-out and have a record with every modality; the
+    coordinator holds such records of theirs as a public paired set, and no site has them, whatever the method.
+    `public_set`: SHA-256 (hex) of that set, where the method needs one; written by who begins the run.
     """
 
     sites: int = Field(ge=1)
@@ -43,6 +46,8 @@ class FederationConfig(Section):
     ownership: str | dict[str, int]
     partition: PartitionConfig
     test_fraction: float = Field(gt=0, lt=1)
+    public_fraction: float = Field(ge=0, lt=1)
+    public_set: str | None = Field(pattern=r"^[0-9a-f]{64}$")
     corrupt: int = Field(ge=0)
     min_contributors: int = Field(ge=2)
     dropout: float = Field(ge=0, lt=1)

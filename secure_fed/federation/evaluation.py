@@ -15,13 +15,14 @@ from torch import Tensor
 from secure_fed.data.records import Schema
 from secure_fed.federation.config import FederatedEvaluation
 from secure_fed.methods import Method
-from secure_fed.methods.base import HistogramPhase
+from secure_fed.methods.base import HistogramPhase, PublicContext
 from secure_fed.models.batch import Batch
 from secure_fed.models.multimodal import MultimodalModel
 
 PHASE = "evaluation"
 _PREFIX = f"{PHASE}."
 NEGATIVE, POSITIVE = 0, 1
+_DRAWS_SEED = 2012
 
 
 def slice_of(modalities: Sequence[str]) -> str:
@@ -68,7 +69,16 @@ def evaluation_phase(
     )
 
 
-def cells(model: MultimodalModel, name: str, batch: Batch, *, method: Method, bins: int, logit_range: float) -> Tensor:
+def cells(
+    model: MultimodalModel,
+    name: str,
+    batch: Batch,
+    context: PublicContext | None,
+    *,
+    method: Method,
+    bins: int,
+    logit_range: float,
+) -> Tensor:
     """The cell of each record's score and truth for each label in one slice: int64 [B, L], -1 for none.
 
     The score is computed from the view's modalities, whatever else the record has: those are taken away. A record
@@ -78,8 +88,11 @@ def cells(model: MultimodalModel, name: str, batch: Batch, *, method: Method, bi
     """
     model.eval()
     needed = frozenset(view_of(name).split("+"))
-    with torch.no_grad():
-        logits = method.logits(model, batch.without(set(batch.inputs) - needed))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # A method may draw what it fills in: from the generator as it stands, a record's draws would depend on how many
+        # were scored before it, and one record more would move all that follow to other cells.
+        torch.default_generator.manual_seed(_DRAWS_SEED)
+        logits = method.logits(model, batch.without(set(batch.inputs) - needed).unlabelled(), context)
     present = torch.stack([batch.presence[modality] for modality in sorted(needed)]).all(dim=0)
     counted = present.unsqueeze(1) & (batch.label_mask > 0) & ~torch.isnan(logits)
     truth = torch.where(batch.labels > 0, POSITIVE, NEGATIVE)

@@ -24,7 +24,7 @@ from secure_fed.models.multimodal import MultimodalModel, build_model
 from secure_fed.secagg import default_threshold
 from secure_fed.secagg.params import LARGEST_COMPLETE_ONLY, SMALLEST_COHORT
 
-_SPLIT = {"sites", "partition", "test_fraction"}
+_SPLIT = {"sites", "partition", "test_fraction", "public_fraction"}
 """What of a simulated federation decides which patients a site holds."""
 
 
@@ -63,11 +63,13 @@ class Federation:
         self.method.check_model(config.model)
         owned = [site.owned for site in self.sites]
         self.pairs: tuple[Pair, ...] = self.method.pairs(self.schema, owned)
+        self.parts = self.method.parts(self.schema, self.pairs, config.model)
         self.phases: tuple[Phase, ...] = (
             *self.method.phases(self.schema, self.pairs, config.federation.rounds, config.model.feature_width),
             *self._evaluation(),
         )
         self._check_cohort()
+        self._check_public_set()
         self._check_delta()
         self._check_budget_shares()
         self._check_owners()
@@ -91,7 +93,16 @@ class Federation:
 
     def owners(self, name: str) -> frozenset[str]:
         """Sites that contribute to a component or statistic."""
-        return frozenset(site.name for site in self.sites if owns(name, site.owned))
+        return frozenset(site.name for site in self.sites if self.contributes(site, name))
+
+    def contributes(self, site: Site, name: str) -> bool:
+        """Whether a site uploads a component, a statistic or an evaluation's counts.
+
+        It must own their modalities; beyond that a method may leave sites out, but not of the evaluation.
+        """
+        if name.startswith(f"{EVALUATION}."):
+            return owns(name, site.owned)
+        return owns(name, site.owned) and self.method.contributes(name, site.owned, self.schema)
 
     @property
     def slice_names(self) -> tuple[str, ...]:
@@ -167,7 +178,7 @@ class Federation:
     def phases_of(self, site: Site, step: int | None = None) -> tuple[Phase, ...]:
         """Phases that a site takes part in, over the whole schedule or at one step."""
         phases = self.phases if step is None else self.phases_at(step)
-        return tuple(phase for phase in phases if any(owns(name, site.owned) for name in phase.uploads()))
+        return tuple(phase for phase in phases if any(self.contributes(site, name) for name in phase.uploads()))
 
     def slices_at(self, step: int) -> tuple[Slice, ...]:
         """The slices of the vector at a step, in a fixed order that everybody derives alike."""
@@ -190,7 +201,7 @@ class Federation:
 
     def new_model(self) -> MultimodalModel:
         """The model with its initial weights, the same everywhere."""
-        return build_model(self.schema, self.config.model, self.pairs, self.config.seed)
+        return build_model(self.schema, self.config.model, self.parts, self.config.seed)
 
     @cached_property
     def model(self) -> MultimodalModel:
@@ -209,7 +220,7 @@ class Federation:
             "secagg": {"threads"},
             "federation": {"homes", "lifetime_epsilon"},
         }
-        public = self.config.model_dump(mode="json", exclude=aside)
+        public = self.config.model_dump(mode="json", exclude=aside) | {"model": self.config.model.agreed()}
         return hashlib.sha256(canonical_json(public)).digest()
 
     def plan_hash(self) -> str:
@@ -248,6 +259,19 @@ class Federation:
             raise ConfigError(
                 f"secagg.graph=k_regular with {count} sites: up to {LARGEST_COMPLETE_ONLY} the complete graph is "
                 "stronger and fast enough; give secagg.graph=complete"
+            )
+
+    def _check_public_set(self) -> None:
+        federation = self.config.federation
+        if self.method.needs_public_set and not federation.public_fraction:
+            raise ConfigError(
+                f"method={self.method.name} works with a public paired set, and federation.public_fraction=0 keeps no "
+                "patient for one: give a share of them, federation.public_fraction=0.1"
+            )
+        if federation.public_set is not None and not self.method.needs_public_set:
+            raise ConfigError(
+                f"federation.public_set={federation.public_set[:16]}... is given, and method={self.method.name} works "
+                "with none: leave it null"
             )
 
     def _check_delta(self) -> None:

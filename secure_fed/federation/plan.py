@@ -13,7 +13,7 @@ from secure_fed.accounting import Mechanism, MechanismShape, Relation, calibrate
 from secure_fed.errors import AccountingError, BudgetExhausted, ConfigError
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.ledger import Plan
-from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase, owns
+from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase
 from secure_fed.privacy.histograms import HistogramPlan
 from secure_fed.privacy.plan import GaussianPlan, StatisticPlan
 from secure_fed.secagg import max_level
@@ -88,7 +88,7 @@ class Past:
 
 
 def plan_for(federation: Federation, site: Site, past: Past | None = None) -> SitePlan | None:
-    """The plan of a site; None where privacy is off.
+    """The plan of a site, without a phase where the method asks nothing of it; None where privacy is off.
 
     One noise scale serves all of a site's phases; it is the least that keeps the site's planned rounds and the
     spare ones within `privacy.epsilon`, and everything on the home within the owner's limit where `past` says what
@@ -100,6 +100,8 @@ def plan_for(federation: Federation, site: Site, past: Past | None = None) -> Si
         return None
     spare = federation.config.federation.spare_rounds
     phases = federation.phases_of(site)
+    if not phases:
+        return SitePlan(site.name, (), 0.0, privacy.delta)
     shapes = [_shape(federation, phase, phase.rounds + spare) for phase in phases]
     try:
         scale = calibrate(shapes, privacy.epsilon, privacy.delta)
@@ -149,33 +151,39 @@ def relative_noise(federation: Federation, phase: Phase) -> float:
     evaluation = federation.config.evaluation
     if isinstance(phase, HistogramPhase) and evaluation.name == "federated":
         return evaluation.noise
-    return math.sqrt(_equal_share(federation, phase) / budget_share(federation, phase))
+    return _own_noise(phase) * math.sqrt(_default_share(federation, phase) / budget_share(federation, phase))
 
 
 def budget_share(federation: Federation, phase: Phase) -> float:
     """A training phase's part of the sum over the schedule of steps * (sample_rate / noise)^2, as configured.
 
-    With the noise r of one scale, that part is W / r^2 for a phase of weight W = steps * rounds * sample_rate^2, so
-    r^2 = (W / sum of W) / share. Spare rounds come on top. A site that takes part in some phases only spends all of its
-    epsilon on these, with the same ratios of noise between them.
+    With the noise r of one scale, that part is W / r^2 for W = steps * rounds * sample_rate^2. A phase's own noise r0
+    (1, but where its method says otherwise) gives it the weight w = W / r0^2 by default, and a share sets
+    r^2 = r0^2 (w / sum of w) / share. Spare rounds come on top. A site that takes part in some phases only spends all
+    of its epsilon on these, with the same ratios of noise between them.
     """
     shares = federation.config.privacy.budget_shares
     if phase.name in shares:
         return shares[phase.name]
     rest = 1 - math.fsum(shares.values())
-    others = math.fsum(_equal_share(federation, p) for p in _training(federation) if p.name not in shares)
-    return rest * _equal_share(federation, phase) / others
+    others = math.fsum(_default_share(federation, p) for p in _training(federation) if p.name not in shares)
+    return rest * _default_share(federation, phase) / others
 
 
-def _equal_share(federation: Federation, phase: Phase) -> float:
-    """A training phase's part where all have the same noise."""
+def _default_share(federation: Federation, phase: Phase) -> float:
+    """A training phase's part where `privacy.budget_shares` names none."""
     return _weight(federation, phase) / math.fsum(_weight(federation, other) for other in _training(federation))
 
 
 def _weight(federation: Federation, phase: Phase) -> float:
     if isinstance(phase, GradientPhase):
-        return phase.steps * phase.rounds * federation.config.privacy.sample_rate**2
-    return float(phase.rounds)
+        return phase.steps * phase.rounds * (federation.config.privacy.sample_rate / phase.noise) ** 2
+    return phase.rounds / _own_noise(phase) ** 2
+
+
+def _own_noise(phase: Phase) -> float:
+    """Its noise over the site's common scale where no share is given."""
+    return 1.0 if isinstance(phase, HistogramPhase) else phase.noise
 
 
 def _training(federation: Federation) -> tuple[Phase, ...]:
@@ -215,7 +223,7 @@ def _planned(federation: Federation, site: Site, scale: float) -> SitePlan:
 def _planned_phase(federation: Federation, site: Site, phase: Phase, noise: float, rounds: int) -> PlannedPhase:
     privacy = federation.config.privacy
     if isinstance(phase, GradientPhase):
-        components = tuple(name for name in phase.components if owns(name, site.owned))
+        components = tuple(name for name in phase.components if federation.contributes(site, name))
         release = GaussianPlan(
             phase=phase.name,
             max_grad_norm=privacy.max_grad_norm,
@@ -228,7 +236,7 @@ def _planned_phase(federation: Federation, site: Site, phase: Phase, noise: floa
         )
         return PlannedPhase(phase, components, rounds, release)
     if isinstance(phase, HistogramPhase):
-        slices = tuple(name for name in phase.slices if owns(name, site.owned))
+        slices = tuple(name for name in phase.slices if federation.contributes(site, name))
         counted = HistogramPlan(
             phase=phase.name, groups=phase.groups * len(slices), noise_multiplier=noise, unit=privacy.unit
         )

@@ -21,6 +21,10 @@ from secure_fed.identity import SigningKey, canonical_json, domain_separated, ve
 OK = "ok"
 NEEDS_CHECKPOINT = "needs_checkpoint"
 """A site cannot reach the announced model from what it knows: it asks for a signed checkpoint."""
+NEEDS_PUBLIC_SET = "needs_public_set"
+"""A site does not hold the public set that the configuration names: it asks for it, once."""
+PRESENT = frozenset({OK, NEEDS_CHECKPOINT, NEEDS_PUBLIC_SET})
+"""Codes of a site that is there and would take part."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 STAGES = ("advertise", "share", "mask", "confirm", "unmask")
 """The stages of one session, in order. In steady state the first two ride on the round before."""
@@ -73,7 +77,7 @@ class Parcel:
         header, body: the session and the stage's message.
         announcement: what the coordinator says about the model, with the message that begins a round.
         next_header, next_body: the session of the next round and its message, riding along.
-        arrays: sums, checkpoint or model (requests), masked slices (answers), by name.
+        arrays: sums, checkpoint, model or public set (requests), masked slices (answers), by name.
         signature: the coordinator's Ed25519 signature over all of a request.
     """
 

@@ -5,9 +5,10 @@ A method knows neither privacy nor the network; sites and server ask it for phas
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -18,12 +19,32 @@ from torch import Tensor
 from secure_fed.data.records import Schema
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
-from secure_fed.models.multimodal import MultimodalModel
+from secure_fed.models.multimodal import MultimodalModel, PartMaker
+from secure_fed.models.translators import translator_parts
 
 Pair = tuple[str, str]
 """An ordered pair of modalities: the source of an imputation, and what it imputes."""
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PublicContext:
+    """What a method made of the public set with the model that a round begins from.
+
+    The coordinator and every site compute it alike; it holds nothing of a site's records.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Loss = Callable[[MultimodalModel, Batch, PublicContext | None], Tensor]
+"""(model, B records, public context) -> one value a record [B], or for a statistic one row [B, P]."""
+
+
+def in_context(loss: Loss, context: PublicContext | None) -> Callable[[MultimodalModel, Batch], Tensor]:
+    """`loss` for one round, whose public context is fixed."""
+    return lambda model, batch: loss(model, batch, context)
 
 
 @dataclass(frozen=True)
@@ -34,18 +55,20 @@ class GradientPhase:
     sensitivity, would be meaningless otherwise. `steps` is the number of optimizer steps in one round;
     the `unclipped_` values are for privacy=off.
     `still_loss` is the loss without its random draws, where it has any: a site's preflight compares calls.
+    `noise` is its noise multiplier over that of other phases, where `privacy.budget_shares` does not say otherwise.
     """
 
     name: str
     components: tuple[str, ...]
-    loss: Callable[[MultimodalModel, Batch], Tensor]
+    loss: Loss
     steps: int
     learning_rate: float
     unclipped_steps: int
     unclipped_learning_rate: float
     start: int
     stop: int
-    still_loss: Callable[[MultimodalModel, Batch], Tensor] | None = None
+    still_loss: Loss | None = None
+    noise: float = 1.0
 
     @property
     def rounds(self) -> int:
@@ -68,25 +91,28 @@ class StatisticPhase:
     `map` gives [B, size] values a record, clipped to L2 norm `bound` before they are summed; `solve` takes
     the model and the noised mean over all contributing sites' declared counts, divided by `bound` ([size],
     float64), and sets the components. It must not depend on that positive scale.
+    It runs at each step in `at`, and sees the model that the round began from. `noise` is its noise multiplier over
+    that of a gradient phase, where `privacy.budget_shares` does not say otherwise: a sum that bears more noise may
+    leave more of the budget to the rest.
     """
 
     name: str
     components: tuple[str, ...]
-    map: Callable[[MultimodalModel, Batch], Tensor]
+    map: Loss
     solve: Callable[[MultimodalModel, FloatArray], None]
     size: int
     bound: float
-    start: int
-    stop: int
+    at: tuple[int, ...]
+    noise: float = 1.0
 
     @property
     def rounds(self) -> int:
         """How many rounds of the schedule run this phase."""
-        return self.stop - self.start
+        return len(self.at)
 
     def runs_at(self, step: int) -> bool:
         """Whether it runs at a step of the schedule."""
-        return self.start <= step < self.stop
+        return step in self.at
 
     @property
     def slice_name(self) -> str:
@@ -108,7 +134,7 @@ class HistogramPhase:
 
     name: str
     slices: tuple[str, ...]
-    cells: Callable[[MultimodalModel, str, Batch], Tensor]
+    cells: Callable[[MultimodalModel, str, Batch, PublicContext | None], Tensor]
     groups: int
     width: int
     at: tuple[int, ...]
@@ -143,24 +169,35 @@ class Imputation:
     variance: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """What the coordinator prepared from public data and sends to every site (a retrieval set, say)."""
-
-    arrays: Mapping[str, npt.NDArray[np.float32]]
-
-
 class Method(ABC):
-    """Base of all methods; every hook but `phases` has a safe default that does nothing."""
+    """Base of all methods; every hook but `phases` has a safe default that does nothing.
+
+    `needs_public_set`: it works with records that the coordinator holds and may show to everybody.
+    `ideal`: an upper reference, for which simulated sites get every modality whatever `federation.ownership` says.
+    """
 
     name: ClassVar[str]
+    needs_public_set: ClassVar[bool] = False
+    ideal: ClassVar[bool] = False
 
     def pairs(self, schema: Schema, owned: Sequence[frozenset[str]]) -> tuple[Pair, ...]:
-        """Translators that the model needs, given what each site owns; none by default."""
+        """Ordered pairs that the method imputes along, given what each site owns; none by default."""
         return ()
 
     def check_model(self, config: ModelConfig) -> None:  # noqa: B027 - a hook that may do nothing
         """Raise ConfigError where this method cannot work with the configured model; all work by default."""
+
+    def parts(self, schema: Schema, pairs: Sequence[Pair], config: ModelConfig) -> dict[str, PartMaker]:
+        """Component -> maker of its module, for all that the model has beside encoders and fusion.
+
+        By default a translator for each pair, as `model.translator` describes it. A component is named
+        `kind.modality` or `kind.source_to_target`: sites that own all modalities in the name contribute to it.
+        """
+        return dict(translator_parts(config, pairs))
+
+    def contributes(self, component: str, owned: frozenset[str], schema: Schema) -> bool:
+        """Whether a site that owns `owned` trains a component or gives to a statistic: where it `owns` it."""
+        return owns(component, owned)
 
     @abstractmethod
     def phases(self, schema: Schema, pairs: Sequence[Pair], rounds: int, width: int) -> tuple[Phase, ...]:
@@ -169,45 +206,46 @@ class Method(ABC):
         `width` is the number of features F of every encoder, which a statistic's size depends on.
         """
 
-    def public_context(self, model: MultimodalModel, public_set: Batch) -> Artifact | None:
-        """What the coordinator prepares from public data before a round; nothing by default."""
+    def public_context(self, model: MultimodalModel, public: Batch) -> PublicContext | None:
+        """What the method makes of the public set with the model that a round begins from; nothing by default."""
         return None
 
-    def complete_inputs(self, batch: Batch, context: Artifact | None) -> Batch:
+    def complete_inputs(self, model: MultimodalModel, batch: Batch, context: PublicContext | None) -> Batch:
         """Fill in what is missing inside a modality (CondI); the identity by default."""
         return batch
 
     def impute(
         self,
         model: MultimodalModel,
+        batch: Batch,
         features: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        context: Artifact | None = None,
+        context: PublicContext | None = None,
     ) -> dict[str, Imputation]:
         """Features for absent modalities, from the present ones; zeros by default.
 
-        features: modality -> [B, F] (zeros where absent); presence: modality -> bool [B].
+        features: modality -> [B, F], zeros where `batch.presence` says that it is absent. The batch has labels in
+        training only: `Batch.unlabelled` blanks them wherever a record is scored.
         """
         return {name: Imputation(torch.zeros_like(value)) for name, value in features.items()}
 
     def fill(
         self,
         model: MultimodalModel,
+        batch: Batch,
         features: Mapping[str, Tensor],
-        presence: Mapping[str, Tensor],
-        context: Artifact | None = None,
+        context: PublicContext | None = None,
     ) -> dict[str, Tensor]:
         """Keep each observed feature and put the imputation in the place of each absent one; [B, F] each."""
-        imputed = self.impute(model, features, presence, context)
+        imputed = self.impute(model, batch, features, context)
         return {
-            name: torch.where(presence[name].unsqueeze(1), value, imputed[name].mean)
+            name: torch.where(batch.presence[name].unsqueeze(1), value, imputed[name].mean)
             for name, value in features.items()
         }
 
-    def logits(self, model: MultimodalModel, batch: Batch, context: Artifact | None = None) -> Tensor:
+    def logits(self, model: MultimodalModel, batch: Batch, context: PublicContext | None = None) -> Tensor:
         """Logits [B, L] with everything missing filled in: the one forward pass of training and inference."""
-        batch = self.complete_inputs(batch, context)
-        return model.classify(self.fill(model, model.encode(batch), batch.presence, context))
+        batch = self.complete_inputs(model, batch, context)
+        return model.classify(self.fill(model, batch, model.encode(batch), context))
 
 
 def masked_bce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -223,15 +261,11 @@ def component_modalities(component: str) -> frozenset[str]:
     """The modalities that a site must own to contribute to a component or statistic.
 
     `encoder.image` needs image, `translator.image_to_text`, `statistic.image_to_text` and `evaluation.image+text` need
-    both, `fusion` needs none. Modality names contain neither `_to_` nor `+` (the schema refuses them), so the name is
-    unambiguous.
+    both, `fusion` needs none: whatever the kind before the dot. Modality names contain neither `_to_` nor `+` (the
+    schema refuses them), so the name is unambiguous.
     """
-    kind, _, rest = component.partition(".")
-    if not rest:
-        return frozenset()
-    if kind == "evaluation":
-        return frozenset(rest.split("+"))
-    return frozenset(rest.split("_to_")) if kind in {"translator", "statistic"} else frozenset({rest})
+    _, _, rest = component.partition(".")
+    return frozenset(re.split(r"_to_|\+", rest)) if rest else frozenset()
 
 
 def owns(component: str, owned: frozenset[str]) -> bool:

@@ -5,6 +5,7 @@ Simple and strong: where every site has both modalities it beats imputation on t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from secure_fed.data.records import Schema
-from secure_fed.methods.base import GradientPhase, masked_bce
+from secure_fed.methods.base import GradientPhase, PublicContext, masked_bce
 from secure_fed.methods.config import MethodConfig
 from secure_fed.methods.zero_fill import ZeroFill
 from secure_fed.models.batch import Batch
@@ -40,17 +41,21 @@ class ModalityDropout(ZeroFill):
         """Zero-filling's phase with this method's loss; without its draws it is zero-filling's."""
         return replace(super().classify_phase(schema, start, stop), still_loss=super().classification_loss)
 
-    def classification_loss(self, model: MultimodalModel, batch: Batch) -> Tensor:
+    def classification_loss(self, model: MultimodalModel, batch: Batch, context: PublicContext | None) -> Tensor:
         """Binary cross entropy of the record with modalities hidden at random, [B].
 
         Each record's draw is its own, so records stay uncoupled and clipping bounds each one's influence.
         """
-        hidden = replace(batch, presence=self._hide(batch.presence))
-        return masked_bce(self.logits(model, hidden), batch.labels, batch.label_mask)
+        hidden = replace(batch, presence=hide_some(batch.presence, self.probability))
+        return masked_bce(self.logits(model, hidden, context), batch.labels, batch.label_mask)
 
-    def _hide(self, presence: dict[str, Tensor]) -> dict[str, Tensor]:
-        present = torch.stack(list(presence.values()), dim=1)
-        kept = present & (torch.rand(present.shape) >= self.probability)
-        # A record that would lose everything keeps what it has: an empty record teaches only the prevalence.
-        kept = torch.where(kept.any(dim=1, keepdim=True), kept, present)
-        return {name: kept[:, column] for column, name in enumerate(presence)}
+
+def hide_some(presence: Mapping[str, Tensor], probability: float) -> dict[str, Tensor]:
+    """`presence` (modality -> bool [B]) with each present modality hidden with `probability`, never all of a record's.
+
+    A record that would lose everything keeps what it has: an empty record teaches only the prevalence.
+    """
+    present = torch.stack(list(presence.values()), dim=1)
+    kept = present & (torch.rand(present.shape) >= probability)
+    kept = torch.where(kept.any(dim=1, keepdim=True), kept, present)
+    return {name: kept[:, column] for column, name in enumerate(presence)}

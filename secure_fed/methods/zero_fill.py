@@ -16,6 +16,7 @@ from secure_fed.methods.base import (
     Method,
     Pair,
     Phase,
+    PublicContext,
     classifier_components,
     masked_bce,
 )
@@ -40,21 +41,12 @@ class ZeroFill(Method):
 
     def classify_phase(self, schema: Schema, start: int, stop: int) -> GradientPhase:
         """The phase that trains encoders and fusion in the schedule's steps [start, stop)."""
-        return GradientPhase(
-            name="classify",
-            components=classifier_components(schema),
-            loss=self.classification_loss,
-            steps=self.config.classify.steps,
-            learning_rate=self.config.classify.learning_rate,
-            unclipped_steps=self.config.classify.unclipped_steps,
-            unclipped_learning_rate=self.config.classify.unclipped_learning_rate,
-            start=start,
-            stop=stop,
-        )
+        components = classifier_components(schema)
+        return self.config.classify.phase("classify", components, self.classification_loss, start, stop)
 
-    def classification_loss(self, model: MultimodalModel, batch: Batch) -> Tensor:
+    def classification_loss(self, model: MultimodalModel, batch: Batch, context: PublicContext | None) -> Tensor:
         """Binary cross entropy of the filled-in record, [B]."""
-        return masked_bce(self.logits(model, batch), batch.labels, batch.label_mask)
+        return masked_bce(self.logits(model, batch, context), batch.labels, batch.label_mask)
 
     def phases(self, schema: Schema, pairs: Sequence[Pair], rounds: int, width: int) -> tuple[Phase, ...]:
         """Encoders and fusion, in every round."""

@@ -6,72 +6,78 @@ From scratch it needs far more records than a hospital has under DP; start it fr
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertModel, BertTokenizer
+from transformers import BertModel
 
 from secure_fed.data.vocabulary import vocabulary
-from secure_fed.errors import ConfigError
+from secure_fed.models.adapters import adapt, frozen_as_buffers
+from secure_fed.models.bert_weights import PAD, BertWeights, bert_config, load_bert
 from secure_fed.models.config import BertConfig
-from secure_fed.models.encoders import Encoder, RawValues
+from secure_fed.models.encoders import Encoder, RawValues, called, small_linear
+from secure_fed.models.frozen import FrozenBackbone, shared_backbone
 
-PAD, CLS, SEP = 0, 1, 2
+CLS, SEP = 1, 2
 _FIRST_WORD = 3
 _WORD = re.compile(r"[a-z]+|[0-9]+|[.,;:]")
-_HEADS = ("cls.", "bert.pooler.", "pooler.", "classifier.")
 
 
 class BertEncoder(Encoder):
-    """Tokens -> BERT -> the first token's last state -> linear."""
+    """Tokens -> BERT -> the first token's last state -> linear. It trains all of it, or adapters and the linear."""
 
     def __init__(self, config: BertConfig, out_features: int, scale: float) -> None:
         super().__init__(out_features, scale)
         self.max_tokens = config.max_tokens
         if config.weights is None:
             self.tokenise: Callable[[str], list[int]] = HashedTokeniser(config.hash_buckets)
-            self.bert = _new_bert(
-                vocab_size=self.tokenise.size,
-                hidden_size=config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                intermediate_size=4 * config.hidden,
-                max_position_embeddings=config.max_tokens,
-                pad_token_id=PAD,
-            )
+            self.bert = _new_bert(config, self.tokenise.size)
         else:
-            self.bert, self.tokenise = _load_bert(config.weights, config.max_tokens)
+            loaded = load_bert(config)
+            self.tokenise, self.notes = loaded.tokenise, loaded.notes
+            self.bert = loaded.network(shared=config.train == "adapters")
+        if config.train == "adapters":
+            self.public_parameters = frozen_as_buffers(self.bert)
+            adapt(self.bert, config.adapters)
+            rank, alpha = config.adapters.rank, config.adapters.alpha
+            self.notes += (f"frozen but for adapters of rank {rank} and alpha {alpha:g} beside query and value",)
         self.linear = nn.Linear(self.bert.config.hidden_size, out_features)
 
     def prepare(self, raw: RawValues) -> Tensor:
         """Object array of str [n] -> token ids int64 [n, max_tokens], padded with 0."""
-        ids = torch.full((len(raw), self.max_tokens), PAD, dtype=torch.int64)
-        for row, text in zip(ids, raw, strict=True):
-            tokens = self.tokenise(str(text))
-            if len(tokens) > self.max_tokens:
-                tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
-            row[: len(tokens)] = torch.tensor(tokens)
-        return ids
+        return _token_ids(raw, self.tokenise, self.max_tokens)
 
     def embed(self, prepared: Tensor) -> Tensor:
         """int64 [B, S] -> [B, F]."""
-        # Explicit [B, S] positions and types: the defaults are [1, S], which has no per-record gradient.
-        positions = torch.arange(prepared.shape[1], device=prepared.device).expand_as(prepared).contiguous()
-        states = self.bert(
-            input_ids=prepared,
-            attention_mask=(prepared != PAD).long(),
-            position_ids=positions,
-            token_type_ids=torch.zeros_like(prepared),
-        ).last_hidden_state
-        result: Tensor = self.linear(states[:, 0])
-        return result
+        return called(self.linear, _first_state(self.bert, prepared))
+
+
+class FrozenBertEncoder(Encoder):
+    """A linear layer on the first token's last state of a public BERT, which is computed once a record."""
+
+    def __init__(self, config: BertConfig, out_features: int, scale: float) -> None:
+        super().__init__(out_features, scale)
+        loaded = load_bert(config)
+        name = f"bert/{config.max_tokens}/{loaded.sha256}"
+        self.backbone = shared_backbone(name, lambda name: _frozen(loaded, config.max_tokens, name))
+        self.notes, self.public_parameters = self.backbone.notes, self.backbone.parameters
+        self.linear = small_linear(self.backbone.width, out_features)
+
+    def prepare(self, raw: RawValues) -> Tensor:
+        """Object array of str [n] -> the first token's last state float32 [n, hidden], standardised."""
+        return self.backbone.features(raw)
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        """float32 [B, hidden] -> [B, F]."""
+        return called(self.linear, prepared)
+
+
+def bert_encoder(config: BertConfig, out_features: int, scale: float) -> Encoder:
+    """The encoder that `config.train` asks for."""
+    encoder = FrozenBertEncoder if config.train == "head" else BertEncoder
+    return encoder(config, out_features, scale)
 
 
 class HashedTokeniser:
@@ -96,57 +102,47 @@ class HashedTokeniser:
         return known
 
 
-def _new_bert(**sizes: int) -> BertModel:
-    # No dropout: its noise would stand beside that of DP-SGD and help nothing at this size.
-    config = transformers.BertConfig(
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="eager", **sizes
+def _new_bert(config: BertConfig, vocab_size: int) -> BertModel:
+    sizes = bert_config(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.hidden,
+        max_position_embeddings=config.max_tokens,
+        pad_token_id=PAD,
     )
-    return BertModel(config, add_pooling_layer=False)
+    return BertModel(sizes, add_pooling_layer=False)
 
 
-def _load_bert(folder: Path, max_tokens: int) -> tuple[BertModel, Callable[[str], list[int]]]:
-    """BERT and its tokeniser from a local folder. Raises ConfigError naming the file that is wrong."""
-    for name in ("config.json", "model.safetensors", "vocab.txt"):
-        if not (folder / name).is_file():
-            raise ConfigError(
-                f"model.text.weights={folder}: {name} is missing: give a local folder with config.json, "
-                "model.safetensors and vocab.txt, or null"
-            )
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"model.text.weights={folder}: unreadable ({error}): fetch the folder again") from error
-    keys = (
-        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-        "max_position_embeddings", "type_vocab_size", "pad_token_id",
-    )  # fmt: skip
-    bert = _new_bert(**{key: int(settings[key]) for key in keys if key in settings})
-    if bert.config.max_position_embeddings < max_tokens:
-        raise ConfigError(
-            f"model.text.max_tokens={max_tokens}: the weights at {folder} know "
-            f"{bert.config.max_position_embeddings} positions: lower max_tokens"
-        )
-    given = {
-        key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): value
-        for key, value in tensors.items()
-        if not key.startswith(_HEADS) and not key.endswith("position_ids")
-    }  # fmt: skip
-    wanted = bert.state_dict()
-    wrong = sorted(set(given) ^ set(wanted)) or sorted(key for key in given if given[key].shape != wanted[key].shape)
-    if wrong:
-        raise ConfigError(
-            f"model.text.weights={folder}: model.safetensors does not fit its config.json, first at {wrong[0]!r}: "
-            "fetch the folder again"
-        )
-    bert.load_state_dict(given)
-    wordpiece = BertTokenizer(vocab=str(folder / "vocab.txt"))
+def _frozen(loaded: BertWeights, max_tokens: int, name: str) -> FrozenBackbone:
+    bert = loaded.network(shared=True)
 
-    def tokenise(text: str) -> list[int]:
-        return [int(token) for token in wordpiece(text)["input_ids"]]
+    def pooled(raw: RawValues) -> Tensor:
+        return _first_state(bert, _token_ids(raw, loaded.tokenise, max_tokens))
 
-    if wordpiece.pad_token_id != PAD:
-        raise ConfigError(f"model.text.weights={folder}: [PAD] is not the first line of vocab.txt")
-    return bert, tokenise
+    return FrozenBackbone(bert, pooled, bert.config.hidden_size, name, (*loaded.notes, "frozen"))
+
+
+def _token_ids(raw: RawValues, tokenise: Callable[[str], list[int]], max_tokens: int) -> Tensor:
+    """int64 [n, max_tokens], padded with 0; what is too long is cut and keeps its last token, the separator."""
+    ids = torch.full((len(raw), max_tokens), PAD, dtype=torch.int64)
+    for row, text in zip(ids, raw, strict=True):
+        tokens = tokenise(str(text))
+        if len(tokens) > max_tokens:
+            tokens = [*tokens[: max_tokens - 1], tokens[-1]]
+        row[: len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def _first_state(bert: BertModel, tokens: Tensor) -> Tensor:
+    """int64 [B, S] -> [B, hidden]."""
+    # Explicit [B, S] positions and types: the defaults are [1, S], which has no per-record gradient.
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
+    states: Tensor = bert(
+        input_ids=tokens,
+        attention_mask=(tokens != PAD).long(),
+        position_ids=positions,
+        token_type_ids=torch.zeros_like(tokens),
+    ).last_hidden_state
+    return states[:, 0]

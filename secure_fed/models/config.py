@@ -6,14 +6,16 @@ Everything here is public: it is written to the run folder and agreed by all sit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from secure_fed.data.records import ModalitySpec
 from secure_fed.errors import ConfigError
 
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Encoder = TypeVar("_Encoder", "ResNetConfig", "BertConfig")
 
 
 class _Frozen(BaseModel):
@@ -34,10 +36,28 @@ class SmallCnnConfig(_Frozen):
 
 
 class ResNetConfig(_Frozen):
-    """A torchvision ResNet with group normalisation. `weights`: a local safetensors file, or None."""
+    """A torchvision ResNet. `weights`: a local file (.safetensors, .pth, .pt); `weights_sha256`: checked where given.
+
+    `train`: "all" layers, batch norms converted to group norms, or the "head" alone on frozen features. `side`: images
+    are resampled to side x side first, None leaves them as they come.
+    """
 
     name: Literal["resnet18", "resnet50"] = "resnet18"
     weights: Path | None = None
+    weights_sha256: Sha256 | None = None
+    train: Literal["all", "head"] = "all"
+    side: Annotated[int, Field(ge=32)] | None = None
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _no_adapters(cls, value: object) -> object:
+        if value == "adapters":
+            raise ValueError("adapters are low-rank changes of BERT's attention: a ResNet takes all or head")
+        return value
+
+    @model_validator(mode="after")
+    def _weights_to_freeze(self) -> ResNetConfig:
+        return _with_weights_to_freeze(self)
 
 
 class NgramsConfig(_Frozen):
@@ -46,14 +66,26 @@ class NgramsConfig(_Frozen):
     name: Literal["ngrams"] = "ngrams"
 
 
-class BertConfig(_Frozen):
-    """A BERT. `weights`: a local folder (config.json, model.safetensors, vocab.txt), which sets all sizes.
+class AdaptersConfig(_Frozen):
+    """Low-rank adapters: query(x) + alpha / rank * up(down(x)), and value likewise (LoRA, Hu et al. 2022)."""
 
-    Without weights the tokens are the public vocabulary's words plus `hash_buckets` hashed ones.
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+
+
+class BertConfig(_Frozen):
+    """A BERT. `weights`: a local folder (config.json, model.safetensors or pytorch_model.bin, vocab.txt), or its file.
+
+    Weights set all sizes; bert_base takes those of bert-base alone. `weights_sha256`: checked where given. `train`:
+    "all" layers, the "head" alone on frozen features, or "adapters" and the head. Without weights the tokens are the
+    public vocabulary's words plus `hash_buckets` hashed ones.
     """
 
-    name: Literal["bert_small"] = "bert_small"
+    name: Literal["bert_small", "bert_base"] = "bert_small"
     weights: Path | None = None
+    weights_sha256: Sha256 | None = None
+    train: Literal["all", "head", "adapters"] = "all"
+    adapters: AdaptersConfig = AdaptersConfig()
     layers: PositiveInt = 2
     hidden: PositiveInt = 128
     heads: PositiveInt = 2
@@ -65,6 +97,21 @@ class BertConfig(_Frozen):
         if self.hidden % self.heads:
             raise ValueError(f"hidden={self.hidden} is not a multiple of heads={self.heads}")
         return self
+
+    @model_validator(mode="after")
+    def _weights_to_freeze(self) -> BertConfig:
+        return _with_weights_to_freeze(self)
+
+
+def _with_weights_to_freeze(config: _Encoder) -> _Encoder:
+    if config.train != "all" and config.weights is None:
+        raise ValueError(
+            f"train={config.train} without weights: a network that nobody trained has nothing to keep; give weights or "
+            "train=all"
+        )
+    if config.weights is None and config.weights_sha256 is not None:
+        raise ValueError("weights_sha256 without weights: give the file that it is of")
+    return config
 
 
 class TabularConfig(_Frozen):
@@ -139,6 +186,14 @@ class ModelConfig(_Frozen):
     tabular: TabularConfig = TabularConfig()
     encoders: dict[str, EncoderConfig] = {}
     translator: TranslatorConfig = MlpTranslatorConfig()
+
+    def agreed(self) -> dict[str, Any]:
+        """What sites agree on, as JSON: weights by their SHA-256, where that is known, and not by where they lie."""
+        tree = self.model_dump(mode="json")
+        for chosen in (tree["image"], tree["text"], *tree["encoders"].values()):
+            if chosen.get("weights_sha256") is not None:
+                chosen["weights"] = None
+        return tree
 
     def encoder_for(
         self, spec: ModalitySpec

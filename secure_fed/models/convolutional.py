@@ -1,32 +1,40 @@
-"""Convolutional image encoders that DP-SGD can train: group normalisation, no in-place operation, no buffers.
+"""Image encoders by convolution: a small one, and torchvision's ResNets, trained by DP-SGD or kept as they are public.
 
-Batch normalisation couples the records of a batch and keeps un-noised statistics, so none is used.
+Trained, they have group normalisation and no in-place operation: batch normalisation couples the records of a batch
+and keeps un-noised statistics. Frozen, the public checkpoint's batch norms are constants and stay.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import FrozenBatchNorm2d
 
-from secure_fed.errors import ConfigError
-from secure_fed.models.encoders import Encoder, RawValues, called
+from secure_fed.models.config import ResNetConfig
+from secure_fed.models.encoders import Encoder, RawValues, called, small_linear
+from secure_fed.models.frozen import FrozenBackbone, shared_backbone
+from secure_fed.models.group_norm import COUNTER, STATISTICS, group_norm, with_group_norms
+from secure_fed.models.pinning import image_files
+from secure_fed.models.weights import Weights, read_weights, require_fit
 
-# The grey mean and deviation of ImageNet, the public data that local weights are usually trained on.
+# The grey mean and deviation of ImageNet, for networks without weights.
 _GREY_MEAN, _GREY_STD = 0.449, 0.226
-_IGNORED = ("fc.", "running_mean", "running_var", "num_batches_tracked")
+# What torchvision's weights were trained on: ImageNet's red, green and blue.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LAST = "fc."
 
 
 class SmallCnnEncoder(Encoder):
     """Three strided 3 x 3 convolutions, pooled to 2 x 2, then a linear layer; images of at least 8 x 8."""
+
+    keeps_pixels: ClassVar[bool] = True
 
     def __init__(self, channels: int, out_features: int, scale: float) -> None:
         super().__init__(out_features, scale)
@@ -35,7 +43,7 @@ class SmallCnnEncoder(Encoder):
         for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1),
-                _group_norm(after, largest_group_count=4),
+                group_norm(after, largest_group_count=4),
                 nn.ReLU(),
             ]
         self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -43,7 +51,7 @@ class SmallCnnEncoder(Encoder):
 
     def prepare(self, raw: RawValues) -> Tensor:
         """float32 [n, 1, H, W] in [0, 1] -> float32 [n, 1, H, W], roughly standardised."""
-        return _standardised(raw)
+        return (_pixels(raw) - _GREY_MEAN) / _GREY_STD
 
     def embed(self, prepared: Tensor) -> Tensor:
         """float32 [B, 1, H, W] -> [B, F]."""
@@ -51,26 +59,53 @@ class SmallCnnEncoder(Encoder):
 
 
 class ResNetEncoder(Encoder):
-    """torchvision's ResNet with group normalisation, and its last layer to the feature width."""
+    """torchvision's ResNet with group normalisation, all of it trained, and its last layer to the feature width."""
 
-    def __init__(self, name: str, weights: Path | None, out_features: int, scale: float) -> None:
+    keeps_pixels: ClassVar[bool] = True
+
+    def __init__(self, config: ResNetConfig, out_features: int, scale: float) -> None:
         super().__init__(out_features, scale)
-        block, depths = _RESNETS[name]
-        self.resnet = ResNet(block, list(depths), norm_layer=partial(_group_norm, largest_group_count=32))
-        for module in self.resnet.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
-        if weights is not None:
-            _load_resnet(self.resnet, weights, name)
+        self.side = config.side
+        if config.weights is None:
+            self.resnet = _resnet(config.name, group_norm)
+        else:
+            weights = read_weights(image_files(config), config.weights_sha256)
+            self.resnet, self.notes = _converted(weights, config.name)
         self.resnet.fc = nn.Linear(self.resnet.fc.in_features, out_features)
 
     def prepare(self, raw: RawValues) -> Tensor:
-        """float32 [n, 1, H, W] in [0, 1] -> float32 [n, 3, H, W]; the three channels share their memory."""
-        return _standardised(raw).expand(-1, 3, -1, -1)
+        """float32 [n, 1, H, W] in [0, 1] -> the same as a tensor."""
+        return _pixels(raw)
 
     def embed(self, prepared: Tensor) -> Tensor:
-        """float32 [B, 3, H, W] -> [B, F]."""
-        return called(self.resnet, prepared)
+        """float32 [B, 1, H, W] -> [B, F]."""
+        return called(self.resnet, _coloured(prepared, self.side))
+
+
+class FrozenResNetEncoder(Encoder):
+    """A linear layer on the pooled features of a public ResNet, which is computed once a record and never changes."""
+
+    def __init__(self, config: ResNetConfig, out_features: int, scale: float) -> None:
+        super().__init__(out_features, scale)
+        weights = read_weights(image_files(config), config.weights_sha256)
+        name = f"{config.name}/{config.side}/{weights.sha256}"
+        self.backbone = shared_backbone(name, lambda name: _frozen(weights, config, name))
+        self.notes, self.public_parameters = self.backbone.notes, self.backbone.parameters
+        self.linear = small_linear(self.backbone.width, out_features)
+
+    def prepare(self, raw: RawValues) -> Tensor:
+        """float32 [n, 1, H, W] in [0, 1] -> pooled features float32 [n, 512 or 2048], standardised."""
+        return self.backbone.features(raw)
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        """float32 [B, width] -> [B, F]."""
+        return called(self.linear, prepared)
+
+
+def resnet_encoder(config: ResNetConfig, out_features: int, scale: float) -> Encoder:
+    """The encoder that `config.train` asks for."""
+    encoder = FrozenResNetEncoder if config.train == "head" else ResNetEncoder
+    return encoder(config, out_features, scale)
 
 
 class OutOfPlaceBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
@@ -102,28 +137,80 @@ _RESNETS = {
 }
 
 
-def _group_norm(channels: int, largest_group_count: int) -> nn.GroupNorm:
-    return nn.GroupNorm(int(np.gcd(largest_group_count, channels)), channels)
+def _resnet(name: str, norm: Callable[[int], nn.Module]) -> ResNet:
+    block, depths = _RESNETS[name]
+    resnet = ResNet(block, list(depths), norm_layer=norm)
+    for module in resnet.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return resnet
 
 
-def _standardised(raw: RawValues) -> Tensor:
-    return (torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32)) - _GREY_MEAN) / _GREY_STD
+def _converted(weights: Weights, name: str) -> tuple[ResNet, tuple[str, ...]]:
+    """A group-normalised network from a batch-normalised state, or from one that was saved with group norms."""
+    with torch.device("meta"):
+        resnet = _resnet(name, group_norm)
+    state, notes = _without_last(weights, name), tuple[str, ...]()
+    if any(key.endswith(STATISTICS) for key in state):
+        _require_names(weights, state, name, FrozenBatchNorm2d)
+        state, conversion = with_group_norms(state, resnet)
+        notes = conversion.notes()
+    else:
+        _require_names(weights, state, name, group_norm)
+    resnet.load_state_dict({key: value.float().clone() for key, value in state.items()}, strict=False, assign=True)
+    return resnet, _described(weights, notes)
 
 
-def _load_resnet(resnet: ResNet, path: Path, name: str) -> None:
-    """Load public weights; a batch-normalised checkpoint gives its scales and shifts to the group norms."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"model.image.weights={path}: not a readable safetensors file ({error}): give the path of a "
-            f"local torchvision {name} state saved with safetensors, or null"
-        ) from error
-    given = {key: value for key, value in tensors.items() if not any(part in key for part in _IGNORED)}
-    wanted = {key: value for key, value in resnet.state_dict().items() if not key.startswith("fc.")}
-    wrong = sorted(set(given) ^ set(wanted)) or sorted(key for key in given if given[key].shape != wanted[key].shape)
-    if wrong:
-        raise ConfigError(
-            f"model.image.weights={path}: does not fit {name}, first at {wrong[0]!r}: give weights of that very model"
+def _frozen(weights: Weights, config: ResNetConfig, name: str) -> FrozenBackbone:
+    """The network exactly as the checkpoint has it: a frozen batch norm is an affine map with public constants."""
+    state = _without_last(weights, config.name)
+    if not any(key.endswith(STATISTICS) for key in state):
+        _require_names(weights, state, config.name, group_norm)
+        raise weights.wrong(
+            "has no running means and variances, so its batch norms cannot be kept as they are: train=head takes "
+            f"torchvision's own {config.name} state"
         )
-    resnet.load_state_dict(given, strict=False)
+    _require_names(weights, state, config.name, FrozenBatchNorm2d)
+    with torch.device("meta"):
+        resnet = _resnet(config.name, FrozenBatchNorm2d)
+    width = resnet.fc.in_features
+    resnet.fc = nn.Identity()
+    resnet.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    notes = _described(weights, ("frozen: batch norms keep the checkpoint's statistics as public constants",))
+    return FrozenBackbone(
+        resnet, lambda image: called(resnet, _coloured(_pixels(image), config.side)), width, name, notes
+    )
+
+
+def _without_last(weights: Weights, name: str) -> dict[str, Tensor]:
+    return {
+        key: value for key, value in weights.tensors.items() if not key.startswith(_LAST) and not key.endswith(COUNTER)
+    }
+
+
+def _require_names(weights: Weights, state: dict[str, Tensor], name: str, norm: Callable[[int], nn.Module]) -> None:
+    with torch.device("meta"):
+        wanted = _resnet(name, norm).state_dict()
+    body = {key: value for key, value in wanted.items() if not key.startswith(_LAST)}
+    require_fit(weights, state, body, f"torchvision's {name}")
+
+
+def _described(weights: Weights, notes: tuple[str, ...]) -> tuple[str, ...]:
+    dropped = sorted(key for key in weights.tensors if key.startswith(_LAST))
+    last = (f"left out: {' and '.join(dropped)} (the classes that it was trained on)",) if dropped else ()
+    return (f"weights {weights.files.given.name}, SHA-256 {weights.sha256}", *notes, *last)
+
+
+def _pixels(raw: RawValues) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
+
+
+def _coloured(grey: Tensor, side: int | None) -> Tensor:
+    """[B, 1, H, W] in [0, 1] -> [B, 3, side, side], standardised as torchvision's weights expect it.
+
+    Made anew for each batch: kept, it would take three times the memory, and at 224 x 224 fifty times that of 64 x 64.
+    """
+    if side is not None and grey.shape[-2:] != (side, side):
+        grey = F.interpolate(grey, size=(side, side), mode="bilinear", antialias=True)
+    mean, std = (grey.new_tensor(values).view(1, 3, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return (grey - mean) / std

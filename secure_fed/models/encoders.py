@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from secure_fed.data.records import Values
 from secure_fed.data.vocabulary import ngram_counts, vocabulary
 from secure_fed.models.prepared import PreparedCache
 
-RawValues = npt.NDArray[Any]
+RawValues = Values
 
 # Under DP-SGD the clip bound caps what one record can move: inputs of moderate norm and a small first layer
 # keep its gradient in the range where clipping loses little.
@@ -45,7 +45,17 @@ def small_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class Encoder(nn.Module, ABC):
-    """One modality's encoder: raw -> prepared [n, ...] -> feature [B, out_features] of norm about `scale`."""
+    """One modality's encoder: raw -> prepared [n, ...] -> feature [B, out_features] of norm about `scale`.
+
+    notes: what was made of public weights, in sentences for people. public_parameters: how many numbers of a public
+    network it uses that are neither trained nor uploaded, and in no component. keeps_pixels: whether what `prepare`
+    gives is as large as the images; images in files are then prepared batch by batch, and else all at once (where
+    `prepare` goes through them in parts).
+    """
+
+    notes: tuple[str, ...] = ()
+    public_parameters: int = 0
+    keeps_pixels: ClassVar[bool] = False
 
     def __init__(self, out_features: int, scale: float) -> None:
         super().__init__()
@@ -95,7 +105,7 @@ class TabularEncoder(Encoder):
 
     def prepare(self, raw: RawValues) -> Tensor:
         """float32 [n, F], already scaled by public ranges -> float32 [n, F] times INPUT_SCALE."""
-        return torch.from_numpy(raw.astype(np.float32)) * INPUT_SCALE
+        return torch.from_numpy(np.asarray(raw).astype(np.float32)) * INPUT_SCALE
 
     def embed(self, prepared: Tensor) -> Tensor:
         """float32 [B, F_in] -> [B, F]."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from secure_fed.data.images import parts
 from secure_fed.models.encoders import INPUT_SCALE, Encoder, RawValues, called, small_linear
 from secure_fed.models.prepared import PreparedCache
 
@@ -25,7 +26,6 @@ KERNEL = 7
 GRIDS = (6, 6, 4)  # pooling grid of the oriented magnitudes at full, half and quarter resolution
 INTENSITY_GRID = 8
 LIMIT = 4.0  # deviations: a film unlike the made-up ones must not drown its other features
-_CHUNK = 256  # images at a time: bounds memory, changes nothing
 _PREPARED = PreparedCache()
 
 
@@ -47,9 +47,10 @@ class FilterbankEncoder(Encoder):
 
 def standard_features(raw: RawValues) -> Tensor:
     """float32 [n, 1, H, W] in [0, 1] -> float32 [n, filterbank_width()], standardised, times INPUT_SCALE."""
-    images = torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
     with torch.no_grad():
-        features = torch.cat([filterbank(chunk) for chunk in torch.split(images, _CHUNK)])
+        # One chunk in memory at a time, be they an array's rows or files.
+        chunks = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts(raw))
+        features = torch.cat([filterbank(chunk) for chunk in chunks])
     mean, deviation = public_constants()
     standard = ((features - mean) / deviation).clamp(-LIMIT, LIMIT)
     return standard * INPUT_SCALE

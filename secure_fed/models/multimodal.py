@@ -1,4 +1,4 @@
-"""The model that a federation trains: an encoder per modality, translators between them, and a fusion head.
+"""The model that a federation trains: an encoder per modality, a fusion head, and what a method needs beside them.
 
 It knows its parameters by component ("encoder.image", "translator.image_to_text", "fusion"): what a site
 owns, uploads and has averaged is always a whole component.
@@ -7,14 +7,16 @@ owns, uploads and has averaged is always a whole component.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from secure_fed.data.images import PART, LazyImages
 from secure_fed.data.records import ModalitySpec, Records, Schema
 from secure_fed.errors import ConfigError
 from secure_fed.models.batch import Batch
@@ -27,30 +29,65 @@ from secure_fed.models.config import (
     SmallCnnConfig,
 )
 from secure_fed.models.digest import parameters_digest
-from secure_fed.models.encoders import Encoder, NgramEncoder, TabularEncoder
+from secure_fed.models.encoders import Encoder, NgramEncoder, RawValues, TabularEncoder
 from secure_fed.models.filterbank import FilterbankEncoder
-from secure_fed.models.translators import Translator, build_translator
+from secure_fed.models.lazy_input import LazyInput
+from secure_fed.models.translators import Translator
 from secure_fed.models.units import Unit
 
 FUSION = "fusion"
 
+PartMaker = Callable[[], nn.Module]
+
+
+def component_of(path: str) -> str:
+    """The component of a parameter by its path in the model: `parts.translator.image_to_text.last.bias`, say."""
+    match path.split("."):
+        case ["encoders", modality, *_]:
+            return f"encoder.{modality}"
+        case ["parts", kind, rest, *_]:
+            return f"{kind}.{rest}"
+        case [component, *_]:
+            return component
+    raise ConfigError("a parameter needs a path")
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A part that needs a prepared view of a modality of its own, beside the encoder's (tokens, say)."""
+
+    prepares: str
+
+    def prepare(self, raw: RawValues) -> Tensor:
+        """The public, parameter-free part: raw values of n records -> tensor [n, ...]."""
+
 
 class MultimodalModel(nn.Module):
-    """Encoders, translators and a linear fusion head over the features of all modalities in schema order."""
+    """Encoders, a linear fusion head over the features of all modalities in schema order, and a method's parts.
+
+    A part is a whole component, named `kind.modality` or `kind.source_to_target` (translators, generators ...).
+    """
 
     def __init__(
         self,
         schema: Schema,
         encoders: Mapping[str, Encoder],
-        translators: Mapping[tuple[str, str], Translator],
+        parts: Mapping[str, nn.Module],
         fusion: nn.Linear,
     ) -> None:
         super().__init__()
         self.schema = schema
         self.encoders = nn.ModuleDict({name: encoders[name] for name in schema.names})
-        self.translators = nn.ModuleDict({f"{a}_to_{b}": translators[a, b] for a, b in sorted(translators)})
-        if len(self.translators) != len(translators):
-            raise ConfigError("two translators have the same name: avoid '_to_' in modality names")
+        self.parts = nn.ModuleDict()
+        for component in sorted(parts):
+            kind, _, rest = component.partition(".")
+            if not rest or kind == "encoder":
+                raise ConfigError(f"part {component!r}: expected a name like translator.image_to_text")
+            if kind not in self.parts:
+                self.parts[kind] = nn.ModuleDict()
+            of_kind = self.parts[kind]
+            assert isinstance(of_kind, nn.ModuleDict)  # noqa: S101  # narrows ModuleDict's type
+            of_kind[rest] = parts[component]
         self.fusion = fusion
         self._components = self._name_components()
         self._sizes = {
@@ -60,12 +97,7 @@ class MultimodalModel(nn.Module):
     def _name_components(self) -> dict[str, tuple[str, ...]]:
         components: dict[str, list[str]] = {}
         for name, _ in self.named_parameters():
-            kind, rest = name.split(".", 1)
-            if kind in ("encoders", "translators"):
-                component = f"{kind.removesuffix('s')}.{rest.split('.', 1)[0]}"
-            else:
-                component = kind
-            components.setdefault(component, []).append(name)
+            components.setdefault(component_of(name), []).append(name)
         named = [name for names in components.values() for name in names]
         if len(set(named)) != len(named) or len(named) != len({id(p) for p in self.parameters()}):
             raise ConfigError("a parameter belongs to no component or to two: give each module its own parameters")
@@ -88,8 +120,24 @@ class MultimodalModel(nn.Module):
     def component_module(self, component: str) -> nn.Module:
         """The module that `component` names. Raises ConfigError for an unknown one."""
         self.component_parameters(component)
-        kind, _, name = component.partition(".")
-        return self.get_submodule(f"{kind}s.{name}" if name else kind)
+        kind, _, rest = component.partition(".")
+        if kind == "encoder":
+            return self.encoders[rest]
+        return self.part(component) if rest else self.get_submodule(kind)
+
+    def part(self, component: str) -> nn.Module:
+        """The method's part called `component`. Raises ConfigError, naming the known ones."""
+        kind, _, rest = component.partition(".")
+        of_kind = self.parts[kind] if kind in self.parts else nn.ModuleDict()
+        assert isinstance(of_kind, nn.ModuleDict)  # noqa: S101  # narrows ModuleDict's type
+        if rest not in of_kind:
+            known = ", ".join(self.part_names()) or "none"
+            raise ConfigError(f"no part {component!r}: this model has {known}")
+        return of_kind[rest]
+
+    def part_names(self) -> tuple[str, ...]:
+        """Names of all parts."""
+        return tuple(f"{kind}.{rest}" for kind, of_kind in self.parts.items() for rest, _ in of_kind.named_children())
 
     def get_component(self, component: str) -> npt.NDArray[np.float32]:
         """A copy of the component as one flat float32 vector [P]."""
@@ -111,10 +159,27 @@ class MultimodalModel(nn.Module):
         """The `parameters_digest` of all components, 32 bytes."""
         return parameters_digest({name: self.get_component(name) for name in self._components})
 
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """Component -> what was made of the public weights that it began from, or stands on, in sentences."""
+        return {f"encoder.{name}": e.notes for name in self.schema.names if (e := self.encoder(name)).notes}
+
+    def public_parameters(self) -> dict[str, int]:
+        """Component -> how many public numbers it stands on that are not its own: never trained, never uploaded."""
+        counts = {f"encoder.{name}": self.encoder(name).public_parameters for name in self.schema.names}
+        return {name: count for name, count in counts.items() if count}
+
     def prepare(self, records: Records, unit: Unit = "record") -> Batch:
-        """All records as tensors, through each encoder's public, parameter-free `prepare`; grouped by `unit`."""
-        inputs = {name: self._encoder(name).prepare(records.values[name]) for name in self.schema.names}
-        return Batch.from_records(records, inputs, unit)
+        """All records as tensors, through each encoder's public, parameter-free `prepare`; grouped by `unit`.
+
+        Parts with a `prepare` of their own give the batch's `extras`.
+        """
+        inputs = {name: _prepared(self.encoder(name), records.values[name]) for name in self.schema.names}
+        extras: dict[str, dict[str, Tensor]] = {}
+        for name in self.part_names():
+            part = self.part(name)
+            if isinstance(part, Preparing):
+                extras.setdefault(part.prepares, {})[name] = part.prepare(records.values[part.prepares])
+        return Batch.from_records(records, inputs, unit, extras)
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """Every modality -> feature [B, F]; rows of absent modalities are zero."""
@@ -122,59 +187,64 @@ class MultimodalModel(nn.Module):
 
     def encode_one(self, batch: Batch, modality: str) -> Tensor:
         """The feature [B, F] of one modality; rows where it is absent are zero."""
-        encoder, present = self._encoder(modality), batch.presence[modality]
+        encoder, present = self.encoder(modality), batch.presence[modality]
         if not present.any():
             return torch.zeros(len(batch), encoder.out_features)
-        feature: Tensor = encoder(batch.inputs[modality])
+        if isinstance(batch.inputs[modality], LazyInput) and len(batch) > PART and not torch.is_grad_enabled():
+            rows = torch.split(torch.arange(len(batch)), PART)
+            return torch.cat([self.encode_one(batch.select(some), modality) for some in rows])
+        feature: Tensor = encoder(batch.input(modality))
         return feature * present.unsqueeze(1)
 
     def translate(self, source: str, target: str, feature: Tensor) -> Tensor:
         """The target's feature [B, F], imputed from the source's. Raises ConfigError without such a translator."""
-        key = f"{source}_to_{target}"
-        if key not in self.translators:
-            known = ", ".join(self.translators) or "none"
-            raise ConfigError(f"no translator {key!r}: this model has {known}")
-        translated: Tensor = self.translators[key](feature)
+        translated: Tensor = self.translator(source, target)(feature)
         return translated
+
+    def translator(self, source: str, target: str) -> Translator:
+        """The translator of a pair. Raises ConfigError, naming the parts that there are."""
+        found = self.part(f"translator.{source}_to_{target}")
+        assert isinstance(found, Translator)  # noqa: S101  # narrows ModuleDict's type
+        return found
 
     def classify(self, features: Mapping[str, Tensor]) -> Tensor:
         """Features of all modalities, [B, F] each -> logits [B, L]."""
         logits: Tensor = self.fusion(torch.cat([features[name] for name in self.schema.names], dim=1))
         return logits
 
-    def _encoder(self, modality: str) -> Encoder:
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of one modality. Raises ConfigError, naming the known ones."""
         self.schema.modality(modality)
         encoder = self.encoders[modality]
         assert isinstance(encoder, Encoder)  # noqa: S101  # narrows ModuleDict's type
         return encoder
 
 
-def build_model(schema: Schema, config: ModelConfig, pairs: Iterable[tuple[str, str]], seed: int) -> MultimodalModel:
-    """The model of `schema` with a translator for each (source, target) of `pairs`.
+def build_model(schema: Schema, config: ModelConfig, parts: Mapping[str, PartMaker], seed: int) -> MultimodalModel:
+    """The model of `schema` with a method's `parts` (translators.translator_parts makes those of pairs).
 
     A component's initial weights depend on `seed` and its own name only: neither on the other components nor
-    on torch's global generator, which is left as it was. Raises ConfigError for an unknown or repeated modality.
+    on torch's global generator, which is left as it was. Raises ConfigError for an unknown modality.
     """
     unknown = sorted(set(config.encoders) - set(schema.names))
     if unknown:
         raise ConfigError(f"model.encoders.{unknown[0]}: this data set has {', '.join(schema.names)}")
-    width, scale = config.feature_width, config.feature_scale
+    width = config.feature_width
     encoders = {}
     for spec in schema.modalities:
         with _seeded(seed, f"encoder.{spec.name}"):
             encoders[spec.name] = _build_encoder(spec, config)
-    translators = {}
-    for source, target in pairs:
-        schema.modality(source), schema.modality(target)
-        if source == target or (source, target) in translators:
-            raise ConfigError(f"translator {source!r} to {target!r}: expected two modalities, and each pair once")
-        with _seeded(seed, f"translator.{source}_to_{target}"):
-            translators[source, target] = build_translator(config.translator, width, scale)
+    made = {}
+    for component, make in parts.items():
+        for modality in component.partition(".")[2].split("_to_"):
+            schema.modality(modality)
+        with _seeded(seed, component):
+            made[component] = make()
     with _seeded(seed, FUSION):
         fusion = nn.Linear(width * len(schema.modalities), len(schema.labels))
     nn.init.zeros_(fusion.weight)
     nn.init.zeros_(fusion.bias)
-    return MultimodalModel(schema, encoders, translators, fusion)
+    return MultimodalModel(schema, encoders, made, fusion)
 
 
 def _build_encoder(spec: ModalitySpec, config: ModelConfig) -> Encoder:
@@ -183,18 +253,25 @@ def _build_encoder(spec: ModalitySpec, config: ModelConfig) -> Encoder:
         return FilterbankEncoder(width, scale)
     if isinstance(chosen, SmallCnnConfig | ResNetConfig):
         # torchvision and transformers take seconds to import: only those wait who use them.
-        from secure_fed.models.convolutional import ResNetEncoder, SmallCnnEncoder
+        from secure_fed.models.convolutional import SmallCnnEncoder, resnet_encoder
 
         if isinstance(chosen, SmallCnnConfig):
             return SmallCnnEncoder(chosen.channels, width, scale)
-        return ResNetEncoder(chosen.name, chosen.weights, width, scale)
+        return resnet_encoder(chosen, width, scale)
     if isinstance(chosen, NgramsConfig):
         return NgramEncoder(width, scale)
     if isinstance(chosen, BertConfig):
-        from secure_fed.models.bert import BertEncoder
+        from secure_fed.models.bert import bert_encoder
 
-        return BertEncoder(chosen, width, scale)
+        return bert_encoder(chosen, width, scale)
     return TabularEncoder(spec.shape[0], width, scale, chosen.hidden if chosen.name == "mlp" else None)
+
+
+def _prepared(encoder: Encoder, raw: RawValues) -> Tensor | LazyInput:
+    """What the encoder prepares of raw values; pixels of images in files only when somebody looks at them."""
+    if isinstance(raw, LazyImages) and encoder.keeps_pixels:
+        return LazyInput(raw, encoder.prepare)
+    return encoder.prepare(raw)
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
+
+from secure_fed.data.images import LazyImages
+from secure_fed.data.records import Values
 
 MOST_BYTES = 128 * 2**20
 
@@ -27,27 +29,31 @@ class PreparedCache:
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most = most_bytes
+        self._bytes = 0
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._guard = threading.Lock()
 
-    def of(self, raw: npt.NDArray[Any], prepare: Callable[[npt.NDArray[Any]], Tensor]) -> Tensor:
-        """`prepare(raw)`, or what it gave for the same values before."""
-        key = content_digest(raw)
+    def of(self, raw: Values, prepare: Callable[[Any], Tensor], made_by: bytes = b"") -> Tensor:
+        """`prepare(raw)`, or what it gave for the same values before; `made_by` names all else that decides it."""
+        key = content_digest(raw) + made_by
         with self._guard:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         prepared = prepare(raw)
         with self._guard:
-            self._kept[key] = prepared
-            size = sum(tensor.nbytes for tensor in self._kept.values())
-            while size > self._most:
-                size -= self._kept.popitem(last=False)[1].nbytes
+            if key not in self._kept:
+                self._kept[key] = prepared
+                self._bytes += prepared.nbytes
+            while self._bytes > self._most:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return prepared
 
 
-def content_digest(raw: npt.NDArray[Any]) -> bytes:
-    """SHA-256 over dtype, shape and values; an object array holds str."""
+def content_digest(raw: Values) -> bytes:
+    """SHA-256 over dtype, shape and values; an object array holds str. Images in files are told by these, unread."""
+    if isinstance(raw, LazyImages):
+        return raw.digest()
     state = hashlib.sha256(f"{raw.dtype.str}{raw.shape}".encode())
     if raw.dtype == object:
         for text in raw.ravel():

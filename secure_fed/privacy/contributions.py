@@ -16,11 +16,25 @@ from secure_fed.models.units import UnitRows
 # 3.5, for 1e4 summands). Where a unit's records cancel, that error is all that is left of the norm.
 _ROUNDING = 1e-11
 _TINY = 1e-6  # as in Opacus: keeps a zero gradient's factor finite
+_COLUMNS = 2**16  # that are summed at a time: a copy of 23 million numbers in float64 would double the memory
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     """min(1, C / |g|) for each norm, 0 where it is not finite (Abadi et al., arXiv 1607.00133, algorithm 1)."""
     return torch.where(torch.isfinite(norms), (max_grad_norm / (norms + _TINY)).clamp(max=1.0), 0.0)
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """L2 norm of each row of [U, P], in the rows' dtype, summed in float64.
+
+    torch sums the squares of a float32 row in float32, one lane after another: over the 11 million numbers of a
+    ResNet-18 its norm comes out up to 6e-4 too small, over BERT-base's 1 %, and each record would count for that much
+    more than the clip bound.
+    """
+    squared = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for part in torch.split(rows, _COLUMNS, dim=1):
+        squared += part.double().square().sum(dim=1)
+    return squared.sqrt().to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,7 @@ class Rows:
 
     def norms(self) -> Tensor:
         """L2 norm of each unit's part [U]."""
-        norms: Tensor = torch.linalg.vector_norm(self.rows, dim=1)
-        return norms
+        return row_norms(self.rows)
 
     def without(self, units: Tensor) -> Rows:
         """The same with `units` (bool [U]) at zero."""

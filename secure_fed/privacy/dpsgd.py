@@ -20,7 +20,7 @@ from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.models.units import UnitRows
 from secure_fed.privacy.back_end import RecordGradients
 from secure_fed.privacy.ghost import PATIENT_REFUSAL
-from secure_fed.privacy.noise import NoiseSource
+from secure_fed.privacy.noise import NoiseSource, set_torch_generator
 from secure_fed.privacy.plan import BackEnd, GaussianPlan, SamplingPlan, TrainingOptions
 from secure_fed.privacy.record_gradients import Loss, PerRecordLoss, flat, only_trained, record_gradients
 
@@ -46,7 +46,7 @@ def dp_sgd(
     if training.back_end == "ghost" and plan.unit != "record":
         raise PrivacyError(f"phase {plan.phase!r}: {PATIENT_REFUSAL}")
     sampler = _UnitSampler(records, plan, training, noise)
-    with _own_torch_generator(noise), record_gradients(model, components, loss, training.back_end) as gradients:
+    with own_torch_generator(noise), record_gradients(model, components, loss, training.back_end) as gradients:
         optimizer = ClippedNoisyOptimizer(_optimizer(gradients.trained, training), gradients, plan, noise)
         for _ in range(plan.steps):
             optimizer.zero_grad(set_to_none=True)
@@ -67,7 +67,7 @@ def plain_sgd(
 ) -> None:
     """`dp_sgd` without clipping and noise: NO PRIVACY. The same samples, denominators and steps."""
     sampler = _UnitSampler(records, sampling, training, noise)
-    with _own_torch_generator(noise), only_trained(model, components) as trained:
+    with own_torch_generator(noise), only_trained(model, components) as trained:
         module = PerRecordLoss(model, loss)
         optimizer = _optimizer(trained, training)
         for _ in range(sampling.steps):
@@ -203,8 +203,8 @@ def _optimizer(parameters: list[nn.Parameter], training: TrainingOptions) -> tor
 
 
 @contextmanager
-def _own_torch_generator(noise: NoiseSource) -> Iterator[None]:
-    """Dropout draws from torch's global generator: seed it from the site's own stream, and put it back."""
+def own_torch_generator(noise: NoiseSource) -> Iterator[None]:
+    """Dropout draws from torch's global generator: set it from the site's own stream, and put it back."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(noise.seed())
+        set_torch_generator(noise)
         yield

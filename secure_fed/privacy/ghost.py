@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secure_fed.errors import PrivacyError
 from secure_fed.models.batch import Batch
 from secure_fed.privacy.back_end import RecordGradients
-from secure_fed.privacy.contributions import clip_factors
+from secure_fed.privacy.contributions import clip_factors, row_norms
 
 # The second pass repeats the first in float32 arithmetic scaled by the clip factor. With this share of the tokens'
 # lengths in its square, a norm is at least 3e-4 of their sum, and what rounding adds where tokens cancel stays below
@@ -49,10 +49,17 @@ def linear_norms(layer: nn.Linear, activations: list[Tensor], backprops: Tensor)
     return norms
 
 
+def written_out_norms(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """Norms [B] of a layer's per-record gradients, written out for it alone; Opacus would sum them in float32."""
+    samples = GradSampleModuleFastGradientClipping.GRAD_SAMPLERS[type(layer)](layer, activations, backprops)
+    return {parameter: row_norms(rows.flatten(start_dim=1)) for parameter, rows in samples.items()}
+
+
 class GhostHooks(GradSampleModuleFastGradientClipping):  # type: ignore[misc]  # opacus is untyped
-    """Opacus' ghost hooks with our norms for linear layers."""
+    """Opacus' ghost hooks with our norms for all layers but embeddings, whose norms it sums over single words."""
 
     NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **dict.fromkeys(GradSampleModuleFastGradientClipping.GRAD_SAMPLERS, written_out_norms),
         **GradSampleModuleFastGradientClipping.NORM_SAMPLERS,
         nn.Linear: linear_norms,
     }

@@ -44,6 +44,21 @@ def made_up_batch(
     return model.prepare(records, unit)
 
 
+def made_up_public_set(model: MultimodalModel, count: int = 12, seed: int = 1) -> Batch:
+    """A public set that belongs to nobody: `count` records with every modality and every label known."""
+    rng = np.random.default_rng(seed)
+    schema = model.schema
+    everywhere = np.ones(count, dtype=bool)
+    records = Records(
+        schema=schema,
+        values={spec.name: _values(spec, everywhere, rng) for spec in schema.modalities},
+        presence=dict.fromkeys(schema.names, everywhere),
+        labels=(rng.random((count, len(schema.labels))) < 0.5).astype(np.float32),
+        unit_ids=np.array([f"public-{i}" for i in range(count)]),
+    )
+    return model.prepare(records)
+
+
 def with_outliers(batch: Batch) -> Batch:
     """`batch` with the numbers of its units times 1, 1e3, 1e6, in turn."""
     factors = torch.tensor(MAGNITUDES)[batch.units % len(MAGNITUDES)]
@@ -63,7 +78,8 @@ def with_non_finite(batch: Batch) -> Batch:
 
 def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """`change` applied to all inputs that are numbers; token ids stay."""
-    inputs = {name: change(rows) if rows.is_floating_point() else rows for name, rows in batch.inputs.items()}
+    rows = {name: batch.input(name) for name in batch.inputs}
+    inputs = {name: change(of) if of.is_floating_point() else of for name, of in rows.items()}
     return replace(batch, inputs=inputs)
 
 

@@ -26,6 +26,8 @@ _KEY_BYTES = 32
 _UNIT = 2.0**-53
 _BLOCK = 8192  # normals made at a time: even, and small enough for a processor's second cache
 _GRID_BITS = 16  # a released value is a multiple of this many bits below the noise's deviation
+_MT_WORDS = 624  # of 32 bits, in 8 bytes each: the Mersenne twister's state in torch's blob, and where it begins
+_MT_PLACE = 24
 _ONE = np.uint64(0x3FF0000000000000)  # the bits of 1.0: with 52 bits of fraction behind them, a float64 in [1, 2)
 
 
@@ -87,8 +89,12 @@ class NoiseSource(ABC):
         return self.uniform(count) < sample_rate
 
     def seed(self) -> int:
-        """63 bits to seed a generator that protects nothing, such as dropout's."""
+        """63 bits to seed a generator that protects nothing."""
         return int(self._words(1)[0] >> np.uint64(1))
+
+    def random_words(self, count: int) -> npt.NDArray[np.uint32]:
+        """`count` independent words of 32 random bits."""
+        return np.frombuffer(self._stream().update(bytes(4 * count)), dtype="<u4")
 
     def _words(self, count: int) -> npt.NDArray[np.uint64]:
         return np.frombuffer(self._stream().update(bytes(8 * count)), dtype="<u8")
@@ -106,6 +112,26 @@ class NoiseSource(ABC):
         turned = torch.from_numpy(angle)  # torch's sine and cosine take half the time of numpy's
         for part, wave in ((values[:half], torch.cos(turned).numpy()), (values[half:], torch.sin(turned).numpy())):
             np.add.reduce(np.multiply(wave, radius, out=wave), axis=0, out=part)
+
+
+def set_torch_generator(noise: NoiseSource) -> None:
+    """Set the state of torch's global generator, all 19,968 bits of it, from `noise`: what losses and layers draw from.
+
+    A record's draws follow from its place in the batch, so a record more or less changes those of all behind it, which
+    costs nothing only while nobody can know them. `manual_seed` keeps 32 bits of its seed: all of these can be tried.
+    Raises PrivacyError where this version of torch lays its state out otherwise.
+    """
+    seed = noise.seed()
+    torch.default_generator.manual_seed(seed)
+    state = torch.default_generator.get_state().numpy()
+    words = state[_MT_PLACE : _MT_PLACE + 8 * _MT_WORDS].view(np.uint64)
+    if len(words) != _MT_WORDS or int(words[0]) != seed % 2**32:
+        raise PrivacyError(
+            f"torch {torch.__version__} keeps the state of its generator elsewhere than expected: dropout and other "
+            "draws would hang on 32 bits; use a version that is tested"
+        )
+    words[:] = noise.derive("torch").random_words(_MT_WORDS)
+    torch.default_generator.set_state(torch.from_numpy(state))
 
 
 def grid(std: float) -> float:

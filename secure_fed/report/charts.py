@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from secure_fed.report import formats
+from secure_fed.report.assessment import ANY, Score, rate_lines
 from secure_fed.report.budget import Budget, Curve
 from secure_fed.report.run_folder import Step, Summary
 from secure_fed.report.svg import (
@@ -132,6 +133,36 @@ def auroc_chart(rows: Sequence[Step], modalities: Sequence[str]) -> str | None:
         labels.append((places[-1][1], name, f"{points[-1][1]:.3f}", class_))
     parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
     return document(area.width, area.height, "AUROC against rounds", parts)
+
+
+def rates_chart(summary: Summary, score: Score) -> str | None:
+    """A macro score against the share of records that lack a modality at test, a line for each."""
+    lines = rate_lines(summary, score)
+    values = [value for points in lines.values() for _, value in points]
+    if not values:
+        return None
+    chance = CHANCE if score == "AUROC" else summary.auprc_chance or 0.0
+    low, high = min(chance, *values), max(values)
+    margin = max(0.02, (high - low) * 0.06)
+    area = frame((0, 100), (max(0.0, low - margin), min(1.0, high + margin)), right=118)
+    parts = axes(area, "% of records that lack it", f"{score}, macro")
+    y = area.y(chance)
+    parts.append(element("line", class_="chance", x1=area.x.start, x2=area.x.stop, y1=y, y2=y))
+    parts.append(element("text", "chance", class_="chance-text", x=area.x.stop - 4, y=y - 5, text_anchor="end"))
+    labels = []
+    for index, (modality, points) in reversed(list(enumerate(lines.items(), start=1))):
+        # A modality has the colour that its line has in the chart over rounds; the first there is everything's.
+        class_ = f"c{index % COLOURS}"
+        places = [(area.x(100 * rate), area.y(value)) for rate, value in points]
+        name = "one of them" if modality == ANY else modality
+        parts.append(polyline(places, class_, f"{name}: {points[-1][1]:.3f} where everybody lacks it"))
+        parts += [
+            element("circle", class_=f"dot {class_}", cx=x, cy=place, r=2.2, title=f"{100 * rate:g} %: {value:.3f}")
+            for (x, place), (rate, value) in zip(places, points, strict=True)
+        ]
+        labels.append((places[-1][1], name, f"{points[-1][1]:.3f}", class_))
+    parts += end_labels(area.x.stop, labels, area.y.stop, area.y.start)
+    return document(area.width, area.height, f"{score} against the share of records that lack a modality", parts)
 
 
 def auroc_lines(rows: Sequence[Step], modalities: Sequence[str]) -> Mapping[str, list[tuple[int, float]]]:

@@ -63,6 +63,14 @@ def size(value: int) -> str:
     return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
 
 
+def large(value: float) -> str:
+    """A number of operations with three digits and a decimal prefix: 4.29 M."""
+    amount, prefixes = float(value), ["", "k", "M", "G", "T", "P"]
+    while amount >= 1000 and len(prefixes) > 1:
+        amount, prefixes = amount / 1000, prefixes[1:]
+    return f"{amount:.3g} {prefixes[0]}".strip()
+
+
 def duration(seconds: float) -> str:
     """Seconds below two minutes, then minutes and hours."""
     if seconds < 120:

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from secure_fed.report import evaluation, formats
+from secure_fed.report import assessment, evaluation, formats
 from secure_fed.report.notices import standing_warnings
 from secure_fed.report.run_folder import Summary, parse_summary
 
@@ -38,9 +38,14 @@ def _table(summary: Summary) -> Table:
     def row(name: str, value: str, note: str = "") -> None:
         table.add_row(Text(name), Text(value), Text(note))
 
-    row("AUROC, macro", formats.score(summary.auroc_macro), "every modality present")
+    found = summary.intervals
+    everything = assessment.with_interval("every modality present", found.auroc_macro)
+    row("AUROC, macro", formats.score(summary.auroc_macro), everything)
     for modality, value in summary.auroc_macro_missing.items():
-        row(f"  without {modality}", formats.score(value), f"{modality} missing at test")
+        note = assessment.with_interval(f"{modality} missing at test", found.auroc_macro_missing.get(modality))
+        row(f"  without {modality}", formats.score(value), note)
+    chance = f"average precision; chance {formats.score(summary.auprc_chance)}"
+    row("AUPRC, macro", formats.score(summary.auprc_macro), chance)
     for figures in evaluation.headline_rows(summary.evaluation):
         row(*figures)
     row("largest ε spent", *_spent(summary))

@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from secure_fed.files import write_whole
-from secure_fed.report import evaluation, formats, wording
+from secure_fed.report import assessment, evaluation, formats, wording
 from secure_fed.report.budget import read_budget
 from secure_fed.report.notices import all_warnings
 from secure_fed.report.run_folder import RunFolder, read_run
@@ -41,6 +41,11 @@ def write_model_card(run: Path) -> Path:
             assumptions=wording.assumptions(folder, budget),
             budget=budget,
             training=_training(folder),
+            scores=assessment.score_rows(folder.summary),
+            score_rules=assessment.rules(folder.summary),
+            labels=assessment.label_rows(folder.summary),
+            likeness=assessment.likeness_rows(folder.summary),
+            likeness_rules=assessment.likeness_rules(folder.summary),
             views=evaluation.view_rows(folder.summary.evaluation),
             evaluation_rules=evaluation.rules(folder.summary.evaluation),
             graph=wording.graph(folder.summary),

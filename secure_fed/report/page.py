@@ -17,9 +17,10 @@ from pydantic import JsonValue
 
 from secure_fed.files import write_whole
 from secure_fed.identity import fingerprint
-from secure_fed.report import evaluation, formats, wording
+from secure_fed.report import assessment, evaluation, formats, wording
+from secure_fed.report.assessment import ANY
 from secure_fed.report.budget import Budget, read_budget
-from secure_fed.report.charts import auroc_chart, budget_chart, survivors_chart
+from secure_fed.report.charts import auroc_chart, budget_chart, rates_chart, survivors_chart
 from secure_fed.report.contributions import component_rows, contributions_chart
 from secure_fed.report.notices import all_warnings
 from secure_fed.report.run_folder import RunFolder, Step, Summary, read_run
@@ -75,7 +76,13 @@ def render(run: RunFolder, budget: Budget) -> str:
             figures=_figures(run, budget),
             members=_members(run, budget),
             components=_components(summary, run.steps),
-            labels=_labels(summary),
+            scores=assessment.score_rows(summary),
+            score_rules=assessment.rules(summary),
+            labels=assessment.label_rows(summary),
+            likeness=assessment.likeness_rows(summary),
+            likeness_rules=assessment.likeness_rules(summary),
+            varies=any(found.calibration is not None for found in summary.imputation.values()),
+            costs=assessment.cost_rows(summary.cost),
             views=evaluation.view_rows(summary.evaluation),
             view_labels=evaluation.label_rows(summary.evaluation),
             evaluation_rules=evaluation.rules(summary.evaluation),
@@ -102,10 +109,12 @@ def _without_folders(settings: Mapping[str, JsonValue]) -> str:
 
 def tiles(summary: Summary, rows: Sequence[Step]) -> list[Tile]:
     """The headline figures, the model's first."""
-    everything = Tile("AUROC, macro", formats.score(summary.auroc_macro), "every modality present")
-    found = [everything]
+    intervals = summary.intervals
+    note = assessment.with_interval("every modality present", intervals.auroc_macro)
+    found = [Tile("AUROC, macro", formats.score(summary.auroc_macro), note)]
     for name, value in summary.auroc_macro_missing.items():
-        found.append(Tile(f"AUROC, no {name}", formats.score(value), f"{name} missing at test"))
+        note = assessment.with_interval(f"{name} missing at test", intervals.auroc_macro_missing.get(name))
+        found.append(Tile(f"AUROC, no {name}", formats.score(value), note))
     found.append(_epsilon_tile(summary))
     least = min(row.survivors for row in rows)
     burned = f", {formats.count(summary.rounds_burned)} burned" if summary.rounds_burned else ""
@@ -148,6 +157,18 @@ def _figures(run: RunFolder, budget: Budget) -> list[Figure]:
             False,
         ),
         (
+            "AUROC against what is missing at test",
+            rates_chart(summary, "AUROC"),
+            "The final model on the same hold-out, where a share of its records lacks a modality." + _by_lot(summary),
+            False,
+        ),
+        (
+            "AUPRC against what is missing at test",
+            rates_chart(summary, "AUPRC"),
+            "Average precision of the same predictions; chance is the labels' prevalence.",
+            False,
+        ),
+        (
             "Who contributed what",
             contributions_chart(rows, summary),
             "A number counts the rounds in which the site's update entered the component's sum; a dot "
@@ -164,6 +185,11 @@ def _figures(run: RunFolder, budget: Budget) -> list[Figure]:
     ]
     # Built from numbers and escaped text by our own svg module.
     return [Figure(title, Markup(svg), caption, wide) for title, svg, caption, wide in drawn if svg]  # noqa: S704
+
+
+def _by_lot(summary: Summary) -> str:
+    several = any(point.modality == ANY for point in summary.missing_rates)
+    return " One of them: each such record loses one modality by lot." if several else ""
 
 
 def _budget_caption(budget: Budget) -> str:
@@ -245,11 +271,6 @@ def _components(summary: Summary, rows: Sequence[Step]) -> list[_Component]:
             )
         )
     return found
-
-
-def _labels(summary: Summary) -> list[tuple[str, float | None]]:
-    """Labels, best AUROC first; those without one last."""
-    return sorted(summary.auroc_per_label.items(), key=lambda item: -1.0 if item[1] is None else -item[1])
 
 
 def _masked(summary: Summary, rows: Sequence[Step]) -> list[tuple[str, str]]:

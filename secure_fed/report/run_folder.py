@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from secure_fed.errors import ConfigError, DataError, LedgerError
 from secure_fed.identity import Roster, describe
+from secure_fed.report.assessment import AssessmentFacts
 from secure_fed.report.evaluation import EvaluationFacts
 
 SUMMARY_SCHEMA = "secure_fed.summary/1"
@@ -91,7 +92,7 @@ class SecAggFacts(_FromFile):
     rounds: tuple[MaskedRound, ...] = ()
 
 
-class Summary(_FromFile):
+class Summary(AssessmentFacts):
     """`summary.json`: the figures of a finished run."""
 
     schema_: Literal["secure_fed.summary/1"] = Field(alias="schema")
@@ -101,10 +102,6 @@ class Summary(_FromFile):
     method: str
     data: str
     seed: int
-    auroc_macro: float | None
-    auroc_macro_missing: dict[str, float | None]
-    auroc_per_label: dict[str, float | None]
-    labels_left_out: tuple[str, ...]
     evaluation: EvaluationFacts
     holdout: HoldoutFacts
     epsilon: dict[str, float | None]
@@ -132,6 +129,8 @@ class Summary(_FromFile):
     warnings: tuple[str, ...]
     secagg: SecAggFacts
     data_notes: dict[str, JsonValue]
+    model_notes: dict[str, list[str]] = Field(default_factory=dict)
+    public_parameters: dict[str, int] = Field(default_factory=dict)
     versions: dict[str, str]
 
     @property

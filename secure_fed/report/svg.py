@@ -150,8 +150,8 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def decimals(value: float) -> int:
-    """Decimals that a round number needs."""
-    return len(number(value).partition(".")[2])
+    """Decimals that a round number needs, four at the most: 0.005 must not read as 0.01."""
+    return len(f"{value:.4f}".rstrip("0").partition(".")[2])
 
 
 def number(value: float) -> str:

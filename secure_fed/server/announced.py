@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from secure_fed.federation.announcement import CHECKPOINT, MODEL, SUM, Announcement, Outcome
+from secure_fed.federation.announcement import CHECKPOINT, MODEL, PUBLIC, SUM, Announcement, Outcome
 from secure_fed.federation.facts import Federation
+from secure_fed.federation.public_set import PublicSet
 from secure_fed.federation.track import Track
-from secure_fed.federation.wire import Array
+from secure_fed.federation.wire import NEEDS_CHECKPOINT, NEEDS_PUBLIC_SET, Array
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class Announced:
     announcement: bytes
     arrays: Mapping[str, Array]
     opened: Opened | None
+    public: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, federation: Federation, track: Track, opened: Opened | None, number: int) -> Announced:
+    def make(
+        cls, federation: Federation, track: Track, opened: Opened | None, number: int, public: PublicSet | None = None
+    ) -> Announced:
         """For round `number` over `track`; `opened` is the last round's."""
         server_step = federation.config.server_step
         verified = server_step == "verified"
@@ -40,13 +44,22 @@ class Announced:
             model_hash=track.model_hash.hex(),
             # A site that takes the model as it is sent holds no optimizer state.
             state_hash=(track if verified else Track(track.parameters)).state_hash.hex(),
+            public_set=federation.config.federation.public_set,
             outcome=opened.outcome if opened is not None and verified else None,
         )
         if not verified:
             arrays = _model(track)
         else:
             arrays = {} if opened is None else {f"{SUM}/{name}": total for name, total in opened.sums.items()}
-        return cls(track, said.to_bytes(), arrays, opened)
+        return cls(track, said.to_bytes(), arrays, opened, {} if public is None else public.arrays)
+
+    def remedies(self) -> tuple[tuple[str, Callable[[], dict[str, Array]]], ...]:
+        """Code -> the arrays for a site that answers with it, in the order in which a site may come to ask."""
+        return ((NEEDS_PUBLIC_SET, self.with_public_set), (NEEDS_CHECKPOINT, self.with_checkpoint))
+
+    def with_public_set(self) -> dict[str, Array]:
+        """The arrays for a site that does not hold the public set."""
+        return {**self.arrays, **{f"{PUBLIC}/{name}": array for name, array in self.public.items()}}
 
     def with_checkpoint(self) -> dict[str, Array]:
         """The arrays for a site that cannot follow: the track before the last opened round, or the first model."""

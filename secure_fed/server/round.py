@@ -6,8 +6,9 @@ It sees masked vectors and opened sums, and derives owners and weights from the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from secure_fed.errors import BudgetExhausted, LedgerError, RunAborted, SecAggEr
 from secure_fed.federation.announcement import Outcome
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
+from secure_fed.federation.public_set import PublicSet
 from secure_fed.federation.track import Track, contributors_of, counts_of, means_of
-from secure_fed.federation.wire import NEEDS_CHECKPOINT, OK, Array, Header, Parcel, Transport, hash_arrays
+from secure_fed.federation.wire import OK, PRESENT, Array, Header, Parcel, Transport, hash_arrays
 from secure_fed.identity import Roster, SigningKey
 from secure_fed.ledger import Anchor
 from secure_fed.secagg import ServerSession, Stage, pack, wire_bits
@@ -24,6 +26,9 @@ from secure_fed.server.announced import Announced, Opened
 from secure_fed.strategies import Vector
 
 _CODE = re.compile(r"[a-z_]{1,40}")
+
+_Ask = Callable[[Mapping[str, Parcel], Mapping[str, Array], Collection[str]], Iterable[tuple[str, Parcel]]]
+"""(requests, arrays, who is not waited for) -> (site, answer)."""
 
 
 @dataclass
@@ -77,16 +82,23 @@ class Place:
 class Coordinator:
     """Runs rounds over a transport; holds no secret but its signing key, and no update.
 
-    `attempt` is the next unused session number of the run.
+    `attempt` is the next unused session number of the run; `public` the set for sites that do not hold it yet.
     """
 
     def __init__(
-        self, federation: Federation, roster: Roster, transport: Transport, key: SigningKey, attempt: int = 0
+        self,
+        federation: Federation,
+        roster: Roster,
+        transport: Transport,
+        key: SigningKey,
+        attempt: int = 0,
+        public: PublicSet | None = None,
     ) -> None:
         self.federation = federation
         self.roster = roster
         self.transport = transport
         self.attempt = attempt
+        self._public = public
         self._key = key
         self._prepared: tuple[Header, ServerSession] | None = None
         self._lost: set[str] = set()
@@ -104,7 +116,7 @@ class Coordinator:
         Retries with fresh keys over the same stored updates while nothing was opened. Raises RoundBurned where
         something was, BudgetExhausted where sites have no budget left for it, RunAborted when the attempts are used up.
         """
-        announced = Announced.make(self.federation, track, opened, place.round)
+        announced = Announced.make(self.federation, track, opened, place.round, self._public)
         traffic = Traffic()
         if self.federation.config.secagg.mode == "off":
             return self._plain_round(place, announced, traffic)
@@ -137,7 +149,7 @@ class Coordinator:
         sites = (site.name for site in self.federation.sites)
         requests = {name: Parcel("finish", name, OK, header.to_bytes()) for name in sites}
         anchors = []
-        for site, answer in self._send(requests, {}, Traffic(), optional=requests.keys()):
+        for site, answer in self._send(Traffic(), requests, {}, requests.keys()):
             try:
                 anchor = Anchor.from_line(answer.body)
             except LedgerError:
@@ -269,37 +281,43 @@ class Coordinator:
         announced: Announced | None = None,
         optional: Collection[str] = (),
     ) -> dict[str, Parcel]:
-        """Send the requests and hand the session what comes; who is behind is sent the checkpoint at once.
+        """Send the requests and hand the session what comes.
 
         The good answers are returned without their arrays, which nobody keeps.
         """
-        arrays = {} if announced is None else announced.arrays
-        answers = dict(self._gather(session, requests, arrays, traffic, optional))
-        behind = {site for site, answer in answers.items() if answer.code == NEEDS_CHECKPOINT}
-        if announced is not None and behind:
-            again = {site: requests[site] for site in behind}
-            answers |= self._gather(session, again, announced.with_checkpoint(), traffic, ())
+        answers = self._asked(partial(self._gather, session, traffic), requests, announced, optional)
         traffic.codes |= session.faults
         return {site: answer for site, answer in answers.items() if answer.code == OK}
+
+    def _asked(
+        self, ask: _Ask, requests: Mapping[str, Parcel], announced: Announced | None, optional: Collection[str] = ()
+    ) -> dict[str, Parcel]:
+        """What `ask` brings; who lacks the public set or is behind is asked again at once, with what it lacks."""
+        if announced is None:
+            return dict(ask(requests, {}, optional))
+        answers = dict(ask(requests, announced.arrays, optional))
+        for code, arrays in announced.remedies():
+            lacking = {site for site, answer in answers.items() if answer.code == code and requests[site].announcement}
+            if lacking:
+                answers |= ask({site: requests[site] for site in lacking}, arrays(), ())
+        return answers
 
     def _gather(
         self,
         session: ServerSession,
+        traffic: Traffic,
         requests: Mapping[str, Parcel],
         arrays: Mapping[str, Array],
-        traffic: Traffic,
         optional: Collection[str],
-    ) -> dict[str, Parcel]:
+    ) -> Iterator[tuple[str, Parcel]]:
         """Each vector is added to the sum as it arrives, and let go."""
-        answers: dict[str, Parcel] = {}
-        for site, answer in self._send(requests, arrays, traffic, optional):
+        for site, answer in self._send(traffic, requests, arrays, optional):
             if answer.code == OK and requests[site].action == session.stage:
                 session.receive(site, answer.body, answer.arrays)
-            answers[site] = replace(answer, arrays={})
-        return answers
+            yield site, replace(answer, arrays={})
 
     def _send(
-        self, requests: Mapping[str, Parcel], arrays: Mapping[str, Array], traffic: Traffic, optional: Collection[str]
+        self, traffic: Traffic, requests: Mapping[str, Parcel], arrays: Mapping[str, Array], optional: Collection[str]
     ) -> Iterator[tuple[str, Parcel]]:
         """Sign, exchange, count bytes. A bad code is remembered, not trusted.
 
@@ -320,7 +338,7 @@ class Coordinator:
             if not _CODE.fullmatch(answer.code):
                 answer = replace(answer, code="malformed_message")
             traffic.bytes_up += answer.size
-            if answer.code in {OK, NEEDS_CHECKPOINT}:
+            if answer.code in PRESENT:
                 heard.add(site)
             if answer.code != OK:
                 traffic.codes[site] = answer.code
@@ -375,7 +393,7 @@ class Coordinator:
             site.name: Parcel("plain", site.name, OK, header.to_bytes(), b"", announced.announcement)
             for site in self.federation.sites
         }
-        answers = dict(self._send(requests, announced.arrays, traffic, ()))
+        answers = self._asked(partial(self._send, traffic), requests, announced)
         good = {site: answer for site, answer in answers.items() if answer.code == OK}
         if not good:
             raise RunAborted(f"round {place.round}: no site answered ({traffic.codes}); nothing was aggregated")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from secure_fed.errors import BudgetExhausted, DataError, RunAborted, SecAggError
 from secure_fed.federation.announcement import Outcome
 from secure_fed.federation.facts import Federation
+from secure_fed.federation.public_set import PublicSet, context_of
 from secure_fed.federation.track import Track, follow
 from secure_fed.federation.wire import Array, part
 from secure_fed.identity import Roster
@@ -59,7 +60,8 @@ class Trainer:
 
     `epsilon_max` tells the largest epsilon of any site after a number of scheduled steps, from the public plans;
     `report` gets each round's line of metrics; `members` gives the federation and roster in force, before each round;
-    `noise_of` tells how noisy a site's counts are; `unverified_step` stands in for the strategy where it is Flower's.
+    `noise_of` tells how noisy a site's counts are; `unverified_step` stands in for the strategy where it is Flower's;
+    `public` is the set that the method imputes from, where it needs one.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         members: Callable[[], tuple[Federation, Roster]],
         noise_of: NoiseOf,
         unverified_step: ServerStep | None = None,
+        public: PublicSet | None = None,
     ) -> None:
         self.coordinator = coordinator
         self.holdout = holdout
@@ -81,17 +84,17 @@ class Trainer:
         self.members = members
         self.noise_of = noise_of
         self.unverified_step = unverified_step
+        self.public = public
 
     @property
     def federation(self) -> Federation:
         """The run's public facts under the roster in force."""
         return self.coordinator.federation
 
-    def run(self, held: Held, progress: Progress) -> tuple[Held, dict[str, Scores]]:
-        """Train to the end of the schedule; returns what is held then and the final scores by missing modality."""
+    def run(self, held: Held, progress: Progress) -> Held:
+        """Train to the end of the schedule; returns what is held then."""
         config = self.federation.config
         model = held.track.load_into(self.federation.new_model())
-        scores: dict[str, Scores] = {}
         while progress.step < self.federation.total_steps:
             began = time.monotonic()
             try:
@@ -108,12 +111,9 @@ class Trainer:
             trained = self.federation.trains_at(progress.step)
             last = progress.step == config.federation.rounds - 1
             due = trained and (last or progress.step % config.evaluation.every == 0)
-            if due:
-                scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
-            elif trained:
-                scores = {}  # those are of an older model
+            scores = self._scores(model) if due else {}
             progress.wall_s += time.monotonic() - began
-            line = self._line(result, scores if due else {}, progress, time.monotonic() - began)
+            line = self._line(result, scores, progress, time.monotonic() - began)
             progress.step += 1
             progress.round += 1
             append_metrics(self.folder, line)
@@ -124,9 +124,11 @@ class Trainer:
                 "not one round was trained: too few sites had budget left for any of them. The ledgers stand; "
                 "`secure-fed site budget` shows what holds each site's"
             )
-        if not scores:
-            scores = evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels)
-        return held, scores
+        return held
+
+    def _scores(self, model: MultimodalModel) -> dict[str, Scores]:
+        context = context_of(self.federation, model, self.public)
+        return evaluate(self.federation.method, model, self.holdout, self.federation.schema.labels, context)
 
     def _round(self, held: Held, progress: Progress) -> RoundResult:
         """One scheduled step; a burned round is repeated under a new number, as often as was budgeted."""
@@ -196,7 +198,7 @@ class Trainer:
         epsilon = self.epsilon_max(progress.step + 1)
         if epsilon is not None:
             line["epsilon_max"] = epsilon
-        if scores:
+        if scores and scores[ALL_PRESENT].auroc_per_label:  # else the hold-out has no label of both classes
             line["auroc_macro"] = scores[ALL_PRESENT].auroc_macro
             line["auroc_macro_missing"] = {n: s.auroc_macro for n, s in scores.items() if n != ALL_PRESENT}
         evaluation = score_counts(self.federation, result, self.noise_of)

@@ -19,6 +19,7 @@ from secure_fed.federation.members import sites_of
 from secure_fed.ledger import Genesis, Record, Reserve, read_ledger, spent, verify
 from secure_fed.methods.base import GradientPhase, HistogramPhase, Phase
 from secure_fed.report.run_folder import RunFolder, Step, Summary, read_run
+from secure_fed.sweep.metrics import metrics_of
 from secure_fed.sweep.record import CellResult, CellRow, Charges, PhaseCost
 
 
@@ -60,7 +61,7 @@ def collect(folder: Path, row: CellRow, *, wall_s: float, cpu_s: float, peak_mib
         )
     return CellResult(
         **row.model_dump(include=set(CellRow.model_fields)),
-        metrics=_metrics(summary),
+        metrics=metrics_of(summary),
         epsilon_spent=_spent(folder, summary, charges),
         charges=charges,
         phases=_phases(folder, run, books),
@@ -135,15 +136,6 @@ def _spent(folder: Path, summary: Summary, charges: Sequence[Charges]) -> float 
     if not math.isfinite(largest):
         raise LedgerError(f"{folder}: a site was charged for a release without noise, and nothing bounds its epsilon.")
     return largest
-
-
-def _metrics(summary: Summary) -> dict[str, float | None]:
-    metrics = {"auroc_macro": summary.auroc_macro}
-    metrics |= {f"auroc_macro_missing.{name}": value for name, value in summary.auroc_macro_missing.items()}
-    metrics |= {f"auroc.{label}": value for label, value in summary.auroc_per_label.items()}
-    for view, score in summary.evaluation.views.items():
-        metrics[f"auroc_macro_federated.{view}"] = score.macro.auroc if score.macro else None
-    return metrics
 
 
 def _phases(folder: Path, run: RunFolder, books: Sequence[_Book]) -> tuple[PhaseCost, ...]:

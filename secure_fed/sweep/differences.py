@@ -76,7 +76,7 @@ def of_configs(pairs: Iterable[tuple[Mapping[str, Any] | None, Mapping[str, Any]
     values: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for before, after in pairs:
         if before is not None and after is not None:
-            for key, (a, b) in _both(_flat(before), _flat(after)):
+            for key, (a, b) in _both(flat(before), flat(after)):
                 if a != b:
                     values[key].append((a, b))
     return tuple(
@@ -96,12 +96,12 @@ def _both(before: Mapping[str, str], after: Mapping[str, str]) -> list[tuple[str
     return [(key, (before.get(key, _ABSENT), after.get(key, _ABSENT))) for key in {**before, **after}]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted key -> value as text."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif prefix or key not in _NAMES:
             found[f"{prefix}{key}"] = shown(value) if isinstance(value, float | bool | None) else str(value)
     return found

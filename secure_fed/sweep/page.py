@@ -19,6 +19,7 @@ from secure_fed.report.page import resource
 from secure_fed.report.page import templates as report_templates
 from secure_fed.sweep import page_data, page_tables, page_top
 from secure_fed.sweep.contrasts import comparisons
+from secure_fed.sweep.metrics import note_of
 from secure_fed.sweep.price import Price, price_of
 from secure_fed.sweep.summary_text import findings, lead
 from secure_fed.sweep.table import Results, read_results
@@ -59,7 +60,7 @@ def render(results: Results, price: Price) -> str:
         caption=page_top.caption(results, picture),
         buttons=[metric for metric in page_data.metrics(results) if metric.main],
         others=[metric for metric in page_data.metrics(results) if not metric.main],
-        objective=page_data.metric_note(manifest.objective),
+        objective=note_of(manifest.objective),
         confidence=f"{page_data.percent(manifest.confidence):g} %",
         panels=[page_data.place_name(picture.layout, index) for index in range(len(picture.layout.places))],
         x=page_data.short(picture.layout.x) if picture.layout.x is not None else "",

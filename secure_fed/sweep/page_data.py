@@ -13,13 +13,13 @@ from itertools import product
 
 from pydantic import JsonValue
 
-from secure_fed.report import evaluation, formats
+from secure_fed.report import formats
+from secure_fed.sweep.metrics import MACRO, MISSING, name_of, note_of
 from secure_fed.sweep.record import GRID, CellResult, CellRow, Manifest, Scalar
 from secure_fed.sweep.statistics import Interval, mean_interval
 from secure_fed.sweep.table import Results
 
-SEED, EPSILON, MACRO, MISSING, LABEL = "seed", "privacy.epsilon", "auroc_macro", "auroc_macro_missing.", "auroc."
-FEDERATED = "auroc_macro_federated."
+SEED, EPSILON = "seed", "privacy.epsilon"
 _SHORT = {EPSILON: "ε", "privacy.mode": "privacy", "secagg": "secure aggregation", "secagg.mode": "secure aggregation"}
 _KINDS = {"non_private": ("without privacy", "∞", "no privacy"), "single_site": ("a site alone", "alone", "one site")}
 """Kind -> how a sentence names it, the sign at its column, and a brief name below that."""
@@ -240,28 +240,6 @@ def kind_name(kind: str) -> str:
     return _KINDS[kind][0] if kind in _KINDS else kind.replace("_", " ")
 
 
-def metric_name(metric: str) -> str:
-    """A metric for people."""
-    if metric == MACRO:
-        return "AUROC, macro"
-    if metric.startswith(MISSING):
-        return f"AUROC, no {metric.removeprefix(MISSING)}"
-    if metric.startswith(FEDERATED):
-        return f"AUROC at the sites, from {evaluation.computed_from(metric.removeprefix(FEDERATED))}"
-    return f"AUROC of {metric.removeprefix(LABEL)}" if metric.startswith(LABEL) else metric
-
-
-def metric_note(metric: str) -> str:
-    """What a metric is, in a sentence."""
-    if metric == MACRO:
-        return "AUROC, macro over labels, every modality present at test"
-    if metric.startswith(MISSING):
-        return f"AUROC, macro over labels, {metric.removeprefix(MISSING)} taken away from every test record"
-    if metric.startswith(FEDERATED):
-        return f"{metric_name(metric)}: macro over labels, on noised counts of the sites' own test records"
-    return metric_name(metric)
-
-
 @dataclass(frozen=True)
 class Metric:
     """A score that the picture can show; `main` ones get a button of their own, the others share a list."""
@@ -279,9 +257,7 @@ def metrics(results: Results) -> list[Metric]:
     )
     main = {results.manifest.objective: None}
     main |= {name: None for name in found if name == MACRO or name.startswith(MISSING)}
-    return [
-        Metric(name, metric_name(name), metric_note(name), name in main) for name in main | dict.fromkeys(sorted(found))
-    ]
+    return [Metric(name, name_of(name), note_of(name), name in main) for name in main | dict.fromkeys(sorted(found))]
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------

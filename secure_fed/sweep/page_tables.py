@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from secure_fed.report import formats
 from secure_fed.sweep import page_data
 from secure_fed.sweep.contrasts import Comparison, Verdict, compare, verdict
+from secure_fed.sweep.metrics import note_of
 from secure_fed.sweep.page_data import Frontier, Group, kind_name, line_name, place_name
 from secure_fed.sweep.price import Price
 from secure_fed.sweep.record import GRID, CellRow, PhaseCost, Scalar
@@ -327,7 +328,7 @@ def setup_rows(results: Results) -> list[tuple[str, str]]:
         ("Base", " ".join(manifest.base)),
         *((f"Axis {number}", axis) for number, axis in enumerate(axes, 1)),
         ("References", formats.listed([kind_name(kind) for kind in manifest.references]) or "none"),
-        ("Objective", f"{manifest.objective}: {page_data.metric_note(manifest.objective)}"),
+        ("Objective", f"{manifest.objective}: {note_of(manifest.objective)}"),
         ("Confidence of intervals", f"{page_data.percent(manifest.confidence):g} %"),
         ("Tuning", manifest.tuning),
         ("Data", manifest.data),

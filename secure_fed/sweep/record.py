@@ -68,7 +68,9 @@ class CellRow(_Record):
 class CellResult(CellRow):
     """A finished cell. epsilon_spent is recomputed from the ledgers; None: no guarantee.
 
-    metrics: `auroc_macro`, `auroc_macro_missing.<modality>`, `auroc.<label>`, and what later evaluations add.
+    metrics: `auroc_macro`, `auroc_macro_missing.<modality>`, `auroc.<label>`, the same of `auprc_macro`,
+    `auroc_rate.<modality or any>.<rate>`, `imputation_{cosine,mse_over_variance,rank}.<modality>`, and what later
+    evaluations add.
     """
 
     schema_: Literal["secure_fed.cell/1"] = Field(default="secure_fed.cell/1", alias="schema")

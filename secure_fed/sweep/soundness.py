@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from secure_fed.data import schema_of
+from secure_fed.data.config import files_of
 from secure_fed.data.partition import declared_count
 from secure_fed.engines.runner import federation_of
 from secure_fed.engines.simulated_sites import made_up_members
@@ -18,7 +18,9 @@ from secure_fed.errors import ConfigError, SecureFedError
 from secure_fed.federation.config import RunConfig
 from secure_fed.federation.evaluation import candidates, view_of
 from secure_fed.federation.plan import plan_for
+from secure_fed.server.missing_rates import RATES
 from secure_fed.sweep.composing import Composer
+from secure_fed.sweep.metrics import objectives
 from secure_fed.sweep.record import GRID, Scalar
 
 _ABSENT = object()
@@ -83,7 +85,7 @@ def require_objective(objective: str, configs: Sequence[RunConfig]) -> None:
     """Raise ConfigError where cells will not have the metric that they are ranked by: a sweep without a picture."""
     by_scores = {f"{c.data.model_dump_json()}{c.evaluation.model_dump_json()}": c for c in configs}
     for config in by_scores.values():
-        known = _metrics(config)
+        known = _objectives(config)
         if objective not in known:
             near = difflib.get_close_matches(objective, known, n=2, cutoff=0.5)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -93,14 +95,13 @@ def require_objective(objective: str, configs: Sequence[RunConfig]) -> None:
             )
 
 
-def _metrics(config: RunConfig) -> list[str]:
-    """The scores that a cell's result will have, by the names that `collect` gives them."""
-    schema = schema_of(config.data)
-    names = ["auroc_macro", *(f"auroc_macro_missing.{name}" for name in schema.names)]
+def _objectives(config: RunConfig) -> list[str]:
+    """The scores by which cells can be ranked, by the names that `collect` gives them."""
+    schema, views = schema_of(config.data), []
     if config.evaluation.name == "federated":
         owned = [site.owned for site in made_up_members(config)]
-        names += [f"auroc_macro_federated.{view_of(s)}" for s in candidates(config.evaluation, schema, owned)]
-    return [*names, *(f"auroc.{label}" for label in schema.labels)]
+        views = [view_of(name) for name in candidates(config.evaluation, schema, owned)]
+    return objectives(schema, views, RATES)
 
 
 def _key(config: RunConfig) -> str:
@@ -116,10 +117,9 @@ def _fault(config: RunConfig) -> str | None:
             f"engine={config.engine.name}: the cells of a sweep run in worker processes of their own; leave it out, or "
             "give launcher=ray for a cluster"
         )
-    for key in ("root", "path"):
-        path = getattr(config.data, key, None)
-        if isinstance(path, Path) and not path.exists():
-            return f"data.{key}={path} does not exist"
+    for key, path in files_of(config.data).items():
+        if not path.exists():
+            return f"{key}={path} does not exist"
     if config.privacy.mode == "dp" and config.privacy.delta >= 1 / declared_count(0):
         return (
             f"privacy.delta={config.privacy.delta:g} is far from below 1/N for the N that sites declare: such a delta "

@@ -16,11 +16,11 @@ from secure_fed.sweep.contrasts import (
     compare,
     verdict,
 )
+from secure_fed.sweep.metrics import name_of
 from secure_fed.sweep.page_data import (
     Frontier,
     Layout,
     kind_name,
-    metric_name,
     percent,
     place_name,
     settings,
@@ -65,7 +65,7 @@ def lead(results: Results, picture: Frontier) -> str:
     best = max(private, key=lambda group: average([group], metric))
     where = f"The best private setting is {settings(best.factors)}" if best.factors else "One setting ran with privacy"
     runs = formats.plural(len(best.scores(metric)), "run")
-    sentences = [f"{where}: {metric_name(metric)} {average([best], metric):.3f}, the mean of {runs}."]
+    sentences = [f"{where}: {name_of(metric)} {average([best], metric):.3f}, the mean of {runs}."]
     for kind, words in ((NON_PRIVATE, "Without privacy the same setting"), (SINGLE_SITE, "A site alone")):
         other = picture.reference(kind, best)
         if other is not None and other.scores(metric):
@@ -116,7 +116,7 @@ def _sentence(comparison: Comparison, layout: Layout, results: Results) -> str:
         for outcome, xs in parts
     ]
     text = "; ".join(clause.replace("{}", "it" if index else subject, 1) for index, clause in enumerate(clauses))
-    metric = metric_name(results.manifest.objective)
+    metric = name_of(results.manifest.objective)
     return f"Against {comparison.against}, {text.strip()} ({metric}; {_seeds(comparison.known)})."
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -117,7 +117,7 @@ class _Rounds:
     def __init__(self, cell: str, total: int, emit: Emit) -> None:
         self._cell, self._total, self._emit = cell, total, emit
 
-    def begin(self, config: object, done: int) -> None:
+    def begin(self, config: object, done: int, notes: Sequence[str] = ()) -> None:
         """The cell has been found to work and trains."""
         self._emit({"event": "round", "cell": self._cell, "step": done, "total": self._total})
 

@@ -70,7 +70,8 @@ class Bench:
         found(folder, prepared)
         key = SigningKey.load(coordinator_key(folder))
         transport = RecordingTransport({}, key)
-        coordinator = Coordinator(prepared.federation, Roster.load(folder / "roster.json"), transport, key)
+        roster = Roster.load(folder / "roster.json")
+        coordinator = Coordinator(prepared.federation, roster, transport, key, public=prepared.public)
         held, _ = load_checkpoint(folder)
         bench = cls(folder, prepared, {}, transport, coordinator, held)
         transport.sites = bench.sites

@@ -120,7 +120,9 @@ class MortalBench(Bench):
         shutil.copytree(self.folder, folder)
         transport = RecordingTransport({}, self.transport.key)
         old = self.coordinator
-        coordinator = Coordinator(old.federation, old.roster, transport, self.transport.key, old.attempt)
+        coordinator = Coordinator(
+            old.federation, old.roster, transport, self.transport.key, old.attempt, self.prepared.public
+        )
         coordinator._prepared, coordinator._lost = copy.deepcopy(old._prepared), set(old._lost)
         bench = MortalBench(
             folder, self.prepared, {}, transport, coordinator, self.held, mortality, list(self.log), self.number

@@ -13,7 +13,6 @@ from secure_fed.federation.announcement import Announcement
 from secure_fed.federation.masking import session_context
 from secure_fed.federation.track import follow, means_of
 from secure_fed.federation.wire import OK, Header, Parcel, part
-from secure_fed.methods.base import owns
 from secure_fed.secagg import ServerSession, Transcript, pack, unpack, wire_bits
 from secure_fed.server.announced import Announced
 from secure_fed.server.training import Held
@@ -26,15 +25,15 @@ def draw_instead_of_training(patch: pytest.MonkeyPatch) -> Made:
     """A little noise for every update, charged as ever: what is learnt does not matter to these tests."""
     made: Made = {}
 
-    def drawn(self, phase, model, header, planned):
+    def drawn(self, phase, model, context, header, planned):
         generator = np.random.default_rng(self.noise.derive("test").seed())
-        names = [name for name in phase.uploads() if owns(name, self.site.owned)]
+        names = [name for name in phase.uploads() if self.federation.contributes(self.site, name)]
         sizes = self.federation.model.component_sizes()
         update = {name: generator.normal(0, 0.05, sizes[name]).astype(np.float32) for name in names}
         made[self.site.name, header.round] = update
         return update
 
-    patch.setattr(LocalTraining, "_train", drawn)
+    patch.setattr(LocalTraining, "_descend", drawn)
     return made
 
 

@@ -21,7 +21,6 @@ from secure_fed.client.home import of_run
 from secure_fed.client.training import LocalTraining
 from secure_fed.config import compose_config, freeze
 from secure_fed.federation.wire import OK, Header, Parcel
-from secure_fed.methods.base import owns
 from secure_fed.secagg.messages import Advertise, Confirm, Masked, Survivors
 
 OVERRIDES = (
@@ -40,9 +39,9 @@ OVERRIDES = (
 def quick(monkeypatch):
     """What is learnt does not matter here: a little noise instead of training, charged as ever."""
 
-    def drawn(self, phase, model, noise, planned):
-        generator = np.random.default_rng(noise.seed())
-        names = [name for name in phase.components if owns(name, self.site.owned)]
+    def drawn(self, phase, model, context, header, planned):
+        generator = np.random.default_rng(self.noise.derive(f"{header.round}").seed())
+        names = [name for name in phase.components if self.federation.contributes(self.site, name)]
         sizes = self.federation.model.component_sizes()
         return {name: generator.normal(0, 0.01, sizes[name]).astype(np.float32) for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,10 @@ def test_what_is_shown_says_that_it_is_noised_and_keeps_the_public_hold_out_apar
     assert "On records that the sites hold out" in text
     page, card = ((evaluated_run / name).read_text() for name in ("report.html", "model_card.md"))
     assert "AUROC at the sites: federated, noised" in page
-    assert "AUROC per label, on the public hold-out" in page
+    for said in ("The model on the public hold-out", "Labels, on the public hold-out"):
+        assert said in page
+    for said in (page, card):
+        assert "coordinator's public hold-out" in html.unescape(said)
     assert "At the sites, federated and noised" in card
     for view in ("image and text", "image alone", "text alone"):
         assert view in page

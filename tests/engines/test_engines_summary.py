@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secure_fed.engines.runner import start
+from secure_fed.engines.simulated_sites import simulate
 from secure_fed.engines.summary import secagg_facts, warnings_of
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.masking import secagg_params
@@ -154,6 +157,46 @@ def test_the_summary_says_of_each_component_what_protects_it_and_how_often_it_st
     assert (secagg["graph"], secagg["threshold"], secagg["floor"]) == ({"name": "complete"}, 4, 3)
     assert 3.0 < secagg["bytes_up_per_parameter"] < 12
     assert secagg["bytes_down_per_parameter"] > 0
+
+
+def test_the_summary_says_what_the_model_and_a_round_cost_a_site(opted: Path) -> None:
+    summary = json.loads((opted / "summary.json").read_text())
+    metrics = [json.loads(text) for text in (opted / "metrics.jsonl").read_text().splitlines()]
+    cost = summary["cost"]
+    assert cost["parameters"] == {name: facts["parameters"] for name, facts in summary["components"].items()}
+    assert cost["parameters_total"] == sum(cost["parameters"].values())
+    turns = sum(line["participants"] for line in metrics)
+    assert cost["bytes_up_per_site_round"] == round(sum(line["bytes_up"] for line in metrics) / turns, 1)
+    assert cost["bytes_down_per_site_round"] == round(sum(line["bytes_down"] for line in metrics) / turns, 1)
+    # No site sends less than its own share of the model, three bytes a parameter, in a round that trains it.
+    assert cost["bytes_up_per_site_round"] > 3 * min(cost["parameters"].values())
+    assert cost["seconds_per_round"] == pytest.approx(sum(line["wall_s"] for line in metrics) / len(metrics), abs=1e-4)
+    assert cost["flops_inference"] > max(cost["flops_imputation"].values()) > 0
+    assert set(cost["flops_imputation"]) == set(summary["imputation"]) == {"image", "text"}
+
+
+def test_the_final_scores_are_those_of_the_last_round(opted: Path) -> None:
+    summary = json.loads((opted / "summary.json").read_text())
+    last = json.loads((opted / "metrics.jsonl").read_text().splitlines()[-1])
+    assert summary["auroc_macro"] == last["auroc_macro"]
+    assert summary["auroc_macro_missing"] == last["auroc_macro_missing"]
+
+
+def test_a_run_whose_hold_out_has_no_label_of_both_classes_ends_without_scores(
+    make_config, tmp_path, monkeypatch
+) -> None:
+    def simulated(config):
+        made = simulate(config)
+        labels = np.zeros_like(made.holdout.labels)
+        return replace(made, holdout=replace(made.holdout, labels=labels))
+
+    monkeypatch.setattr("secure_fed.engines.runner.simulate", simulated)
+    folder = start(make_config("federation.rounds=2", "method.schedule=every_round", folder=tmp_path / "blank"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["auroc_macro"] is summary["auprc_macro"] is None
+    assert len(summary["labels_left_out"]) == 14
+    assert "auroc_macro" not in json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "labels left out of every score" in plain((folder / "report.html").read_text())
 
 
 def test_page_and_card_say_dp_only_and_that_a_single_sites_update_can_be_seen(opted: Path) -> None:

@@ -21,6 +21,7 @@ from secure_fed.ledger.record import RNG_CLASSES
 from secure_fed.methods.base import GradientPhase, HistogramPhase
 
 BOTH, IMAGE = frozenset({"image", "text"}), frozenset({"image"})
+OVERRIDES = ("method=mean_fill", "method.releases=3", "federation.rounds=6")
 MEMBERS = [Site(f"site{i}", BOTH, 600) for i in range(1, 5)] + [Site("images", IMAGE, 600)]
 
 
@@ -42,8 +43,34 @@ def shares(found: SitePlan) -> dict[str, float]:
 
 
 def test_without_shares_every_phase_has_the_same_noise(make_config) -> None:
-    federation = Federation(make_config(), MEMBERS)
+    federation = Federation(make_config("method=fin_paper"), MEMBERS)
     assert [relative_noise(federation, phase) for phase in federation.phases] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_a_gradient_phase_bears_the_noise_that_its_method_says_unless_it_is_given_a_share(make_config, noise) -> None:
+    overrides = ("federation.rounds=6", f"method.translate.noise={noise}")
+    found = plan(make_config(*overrides))
+    classify, translate = (found.phase(name).per_round for name in ("classify", "translate"))
+    assert translate.noise_multiplier / classify.noise_multiplier == pytest.approx(noise, rel=1e-9)
+    assert 8 * (1 - 1e-3) <= found.epsilon <= 8
+    assert shares(plan(make_config(*overrides, "+privacy.budget_shares.translate=0.3")))["translate"] == pytest.approx(
+        0.3, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 4.0])
+def test_a_statistic_bears_the_noise_that_its_method_says_unless_it_is_given_a_share(make_config, noise) -> None:
+    config = make_config(*OVERRIDES, f"method.noise={noise}")
+    federation = Federation(config, MEMBERS)
+    found = {phase.name: relative_noise(federation, phase) for phase in federation.phases}
+    assert found == {"classify": 1.0, "image": noise, "text": noise}
+    means = [item for item in plan(config).phases if item.phase.name != "classify"]
+    assert [item.rounds for item in means] == [4, 4], "three releases and a spare one"
+    more = make_config(*OVERRIDES, f"method.noise={noise}", "+privacy.budget_shares.image=0.25")
+    assert shares(plan(more))["image"] == pytest.approx(0.25, rel=1e-9)
+    by_noise = {name: part for name, part in shares(plan(more)).items() if name != "image"}
+    assert by_noise["classify"] / by_noise["text"] == pytest.approx(2 * 6 / (3 / noise**2), rel=1e-9)
 
 
 @cache
@@ -68,12 +95,18 @@ def test_a_phase_gets_the_share_of_the_schedule_that_it_was_promised(
     federation = Federation(config.model_copy(update={"privacy": privacy, "federation": schedule}), MEMBERS)
     # A statistic is released once a round, over all records.
     equal = {
-        p.name: p.rounds * p.steps * rate**2 if isinstance(p, GradientPhase) else p.rounds for p in federation.phases
+        p.name: p.rounds * (p.steps * rate**2 if isinstance(p, GradientPhase) else 1) / p.noise**2
+        for p in federation.phases
+        if not isinstance(p, HistogramPhase)
     }
-    parts = {p.name: equal[p.name] / relative_noise(federation, p) ** 2 for p in federation.phases}
+    parts = {
+        p.name: equal[p.name] * (p.noise / relative_noise(federation, p)) ** 2
+        for p in federation.phases
+        if not isinstance(p, HistogramPhase)
+    }
     # Square root, square and a handful of sums: a few units in the last place of a double.
     assert parts[named] / math.fsum(parts.values()) == pytest.approx(share, rel=1e-12)
-    # The common scale means the same for any shares: what is spent is that of equal noise.
+    # The common scale means the same for any shares: what is spent is that of each phase's own noise.
     assert math.fsum(parts.values()) == pytest.approx(math.fsum(equal.values()), rel=1e-12)
 
 

@@ -15,7 +15,7 @@ from secure_fed.federation.evaluation import candidates, steps_of, view_of
 from secure_fed.federation.facts import Federation, Site
 from secure_fed.federation.plan import plan_for
 from secure_fed.methods.base import HistogramPhase
-from secure_fed.privacy.histograms import HistogramPlan
+from secure_fed.privacy.histograms import HistogramPlan, exact_counts
 
 BOTH, IMAGE, TEXT = frozenset({"image", "text"}), frozenset({"image"}), frozenset({"text"})
 LABELS = 14
@@ -127,7 +127,7 @@ def test_a_record_touches_one_cell_for_each_known_label_in_the_views_that_it_has
     has_image = batch.presence["image"].unsqueeze(1) & (batch.label_mask > 0)
     has_text = batch.presence["text"].unsqueeze(1) & (batch.label_mask > 0)
     for view, counts in (("image+text", has_image & has_text), ("image", has_image), ("text", has_text)):
-        touched = phase.cells(model, f"evaluation.{view}", batch)
+        touched = phase.cells(model, f"evaluation.{view}", batch, None)
         assert touched.shape == (60, LABELS)
         np.testing.assert_array_equal((touched >= 0).numpy(), counts.numpy())
         assert int(touched.max()) < phase.width
@@ -140,14 +140,14 @@ def test_what_a_view_takes_away_cannot_change_its_counts(counted):
     spoiled = {**batch.inputs, "image": torch.randn_like(batch.inputs["image"])}
     other = type(batch)(spoiled, batch.presence, batch.labels, batch.label_mask)
     for view, changes in (("text", False), ("image", True)):
-        one, two = (phase.cells(model, f"evaluation.{view}", each) for each in (batch, other))
+        one, two = (phase.cells(model, f"evaluation.{view}", each, None) for each in (batch, other))
         assert bool((one != two).any()) == changes
 
 
 def test_a_score_that_is_no_number_counts_nowhere_and_is_no_error(counted):
     _, model, batch, phase = counted
     model.set_component("fusion", np.full(model.component_sizes()["fusion"], np.nan, np.float32))
-    assert (phase.cells(model, "evaluation.text", batch) == -1).all()
+    assert (phase.cells(model, "evaluation.text", batch, None) == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -199,3 +199,25 @@ def test_a_value_that_means_nothing_is_named(make_config, override, words):
 def test_the_hold_out_alone_takes_none_of_these(make_config):
     with pytest.raises(ConfigError, match=r"evaluation\.fraction"):
         make_config("evaluation.fraction=0.2")
+
+
+def test_one_record_more_moves_no_other_records_cells_where_the_method_draws_what_it_fills_in(make_config):
+    """uniform_fill draws for each record: what one gets must not depend on how many were scored before it."""
+    config = make_config("evaluation=federated", "method=uniform_fill")
+    federation = Federation(config, sites(*[BOTH] * 5))
+    phase, model = phase_of(federation), federation.new_model()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from zero, where every score is the same
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    records = simulate(config).records["site01"]
+    batch = model.prepare(records.select(np.arange(20)))
+
+    def counts(of: slice) -> np.ndarray:
+        rows = batch.select(torch.arange(20)[of])
+        cell_map = {"evaluation.text": lambda one: phase.cells(model, "evaluation.text", one, None)}
+        return exact_counts(cell_map, phase.groups, phase.width, rows)["evaluation.text"]
+
+    changed = counts(slice(0, 20)) - counts(slice(1, 20))
+    assert changed.min() >= 0
+    assert changed.reshape(phase.groups, phase.width).sum(axis=1).max() <= 1

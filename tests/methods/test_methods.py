@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from shipped_methods import FIN, RIDGE, SHIPPED, context_for
 
 from secure_fed.data.records import ModalitySpec, Records, Schema
 from secure_fed.errors import ConfigError
-from secure_fed.methods import build
-from secure_fed.methods.base import component_modalities, owns, shared_pairs, translator_name
+from secure_fed.methods import Method, build
+from secure_fed.methods.base import GradientPhase, component_modalities, in_context, owns, shared_pairs, translator_name
 from secure_fed.methods.exact_linalg import project_psd
-from secure_fed.methods.fin import FinConfig, translation_loss
-from secure_fed.methods.modality_dropout import ModalityDropout, ModalityDropoutConfig
-from secure_fed.methods.ridge import RidgeConfig, moments, unpack_moments
-from secure_fed.methods.zero_fill import ZeroFillConfig
+from secure_fed.methods.fin import translation_loss
+from secure_fed.methods.modality_dropout import hide_some
+from secure_fed.methods.ridge import moments, unpack_moments
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import LinearTranslatorConfig, ModelConfig
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.models.translators import translator_parts
 
 NAMES = ("vitals", "labs", "notes")
 SCHEMA = Schema(
     tuple(ModalitySpec(name, "tabular", (4,), tuple(f"{name}{i}" for i in range(4))) for name in NAMES), ("dead",)
 )
-CLASSIFY = {"steps": 2, "learning_rate": 1.0, "unclipped_steps": 3, "unclipped_learning_rate": 0.5}
-FIN = FinConfig(
-    name="fin",
-    classify=CLASSIFY,
-    translate={"steps": 3, "learning_rate": 0.5, "unclipped_steps": 4, "unclipped_learning_rate": 0.1},
-    schedule="last",
-    translator_share=1 / 6,
-)
-RIDGE = RidgeConfig(name="ridge", classify=CLASSIFY, penalty=1e-4, bound=100.0)
-ALL = (
-    FIN,
-    RIDGE,
-    ZeroFillConfig(name="zero_fill", classify=CLASSIFY),
-    ModalityDropoutConfig(name="modality_dropout", classify=CLASSIFY, probability=0.5),
-)
 EVERYTHING = frozenset(NAMES)
 
 
-def model_and_batch(pairs: tuple[tuple[str, str], ...], n: int = 40, width: int = 6) -> tuple[MultimodalModel, Batch]:
+def model_and_batch(
+    pairs: tuple[tuple[str, str], ...], n: int = 40, width: int = 6, method: Method | None = None
+) -> tuple[MultimodalModel, Batch]:
     rng = np.random.default_rng(1)
     config = ModelConfig(feature_width=width, translator=LinearTranslatorConfig())
-    model = build_model(SCHEMA, config, pairs, seed=3)
+    parts = translator_parts(config, pairs) if method is None else method.parts(SCHEMA, pairs, config)
+    model = build_model(SCHEMA, config, parts, seed=3)
     records = Records(
         schema=SCHEMA,
         values={name: rng.normal(size=(n, 4)).astype(np.float32) for name in NAMES},
@@ -56,27 +47,33 @@ def model_and_batch(pairs: tuple[tuple[str, str], ...], n: int = 40, width: int 
     return model, model.prepare(records)
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
+@pytest.mark.parametrize("config", SHIPPED.values(), ids=lambda config: config.name)
 def test_an_observed_feature_is_never_replaced(config) -> None:
     method = build(config)
     pairs = method.pairs(SCHEMA, [EVERYTHING])
-    model, batch = model_and_batch(pairs)
+    model, batch = model_and_batch(pairs, method=method)
     features = model.encode(batch)
-    filled = method.fill(model, features, batch.presence)
+    filled = method.fill(model, batch, features, context_for(method, model))
     for name in NAMES:
         torch.testing.assert_close(filled[name], features[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("config", ALL, ids=lambda config: config.name)
+@pytest.mark.parametrize("config", SHIPPED.values(), ids=lambda config: config.name)
 def test_losses_do_not_couple_records(config) -> None:
     """Each record's loss is the same alone as in the batch: else per-record clipping bounds nothing."""
     method = build(config)
     pairs = method.pairs(SCHEMA, [EVERYTHING])
-    model, batch = model_and_batch(pairs)
+    model, batch = model_and_batch(pairs, method=method)
+    rng = np.random.default_rng(5)
+    for component, size in model.component_sizes().items():  # what is imputed does not show behind a zero fusion
+        model.set_component(component, rng.normal(scale=0.3, size=size).astype(np.float32))
+    lacking = {name: torch.from_numpy(rng.random(len(batch)) < 0.7) for name in NAMES}
+    batch = replace(batch, presence=lacking)
+    context = context_for(method, model)
     for phase in method.phases(SCHEMA, pairs, 6, 6):
-        loss = getattr(phase, "loss", None)
-        if loss is None or isinstance(method, ModalityDropout):  # dropout draws per record; see below
+        if not isinstance(phase, GradientPhase):
             continue
+        loss = in_context(phase.still_loss or phase.loss, context)
         together = loss(model, batch)
         alone = torch.cat([loss(model, batch.select(torch.tensor([i]))) for i in range(len(batch))])
         assert together.shape == (len(batch),)
@@ -84,15 +81,13 @@ def test_losses_do_not_couple_records(config) -> None:
 
 
 def test_modality_dropout_never_hides_everything_and_never_shows_what_is_absent() -> None:
-    method = build(ALL[3])
-    assert isinstance(method, ModalityDropout)
     presence = {
         "vitals": torch.tensor([True, True, False] * 200),
         "labs": torch.tensor([True, False, False] * 200),
         "notes": torch.tensor([True, False, True] * 200),
     }
     torch.manual_seed(0)
-    hidden = method._hide(presence)
+    hidden = hide_some(presence, 0.5)
     kept = torch.stack(list(hidden.values()), dim=1)
     assert kept.any(dim=1).all()
     for name in NAMES:
@@ -106,8 +101,7 @@ def test_zero_translators_begin_as_zero_filling() -> None:
     method = build(FIN)
     pairs = method.pairs(SCHEMA, [EVERYTHING])
     model, batch = model_and_batch(pairs)
-    presence = {**batch.presence, "labs": torch.zeros(len(batch), dtype=torch.bool)}
-    filled = method.fill(model, model.encode(batch), presence)
+    filled = method.fill(model, batch.without({"labs"}), model.encode(batch))
     assert torch.count_nonzero(filled["labs"]) == 0
 
 
@@ -119,12 +113,11 @@ def test_several_sources_are_averaged_and_absent_sources_do_not_count() -> None:
         size = model.component_sizes()[translator_name(pair)]
         model.set_component(translator_name(pair), np.random.default_rng(len(pair[0])).normal(size=size).astype("f4"))
     features = model.encode(batch)
-    absent = torch.zeros(len(batch), dtype=torch.bool)
-    both = method.impute(model, features, {**batch.presence, "labs": absent})["labs"].mean
+    both = method.impute(model, batch.without({"labs"}), features)["labs"].mean
     from_vitals = model.translate("vitals", "labs", features["vitals"])
     from_notes = model.translate("notes", "labs", features["notes"])
     torch.testing.assert_close(both, (from_vitals + from_notes) / 2)
-    one = method.impute(model, features, {"vitals": batch.presence["vitals"], "labs": absent, "notes": absent})
+    one = method.impute(model, batch.without({"labs", "notes"}), features)
     torch.testing.assert_close(one["labs"].mean, from_vitals)
 
 
@@ -143,7 +136,7 @@ def test_translator_loss_leaves_the_encoders_alone() -> None:
     model, batch = model_and_batch(pairs)
     translation_loss(model, batch, pairs).sum().backward()
     moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert moved == {"translators"}
+    assert moved == {"parts"}
 
 
 def test_fin_trains_translators_in_the_last_sixth_on_encoders_that_no_longer_move() -> None:
@@ -161,7 +154,7 @@ def test_ridge_without_noise_solves_the_least_squares_translators() -> None:
     method = build(RIDGE.model_copy(update={"penalty": 1e-9}))
     model, batch = model_and_batch(pairs, n=400, width=3)  # fewer features than inputs: a Gram matrix of full rank
     (statistic,) = method.phases(SCHEMA, pairs, 3, 3)[1:]
-    rows = statistic.map(model, batch)
+    rows = statistic.map(model, batch, None)
     assert rows.shape == (400, statistic.size)
     statistic.solve(model, rows.double().sum(dim=0).numpy() / 123.0)  # any positive scale
     features = {name: value.detach().double() for name, value in model.encode(batch).items()}
@@ -177,7 +170,7 @@ def test_a_records_moments_have_the_norm_that_the_bound_is_stated_for() -> None:
     model, batch = model_and_batch((("labs", "vitals"),))
     features = model.encode(batch)
     z_norm = 1 + features["labs"].square().sum(1) + features["vitals"].square().sum(1)
-    torch.testing.assert_close(moments(model, batch, ("labs", "vitals")).norm(dim=1), z_norm)
+    torch.testing.assert_close(moments(model, batch, None, ("labs", "vitals")).norm(dim=1), z_norm)
 
 
 def test_projection_makes_a_noised_moment_matrix_positive_semidefinite() -> None:

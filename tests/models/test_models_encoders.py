@@ -1,27 +1,25 @@
-"""Encoders and translators one by one: public preparation, sizes, weights from a path."""
+"""Encoders and translators one by one: public preparation and sizes."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import nn
 
 from secure_fed.data.config import SyntheticCxrConfig
 from secure_fed.data.synthetic_cxr import generate_synthetic_cxr
-from secure_fed.errors import ConfigError
 from secure_fed.models.bert import HashedTokeniser
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.filterbank import filterbank, filterbank_width, public_constants
 from secure_fed.models.multimodal import build_model
+from secure_fed.models.translators import translator_parts
 
 
 def built(records, **config):
-    return build_model(records.schema, ModelConfig.model_validate(config), [("image", "report")], seed=0)
+    chosen = ModelConfig.model_validate(config)
+    return build_model(records.schema, chosen, translator_parts(chosen, [("image", "report")]), seed=0)
 
 
 @pytest.mark.parametrize("name", ["filterbank", "small_cnn"])
@@ -79,28 +77,6 @@ def test_convolutional_encoders_have_neither_batch_norm_nor_in_place_operations(
     assert model.encode_one(model.prepare(records.select([0, 1])), "image").shape == (2, 32)
 
 
-def test_a_resnet_takes_local_weights_and_keeps_them(records, tmp_path):
-    donor = built(records, image={"name": "resnet18"}).encoders["image"].resnet.state_dict()
-    state = {k: torch.full_like(v, 0.01) for k, v in donor.items() if not k.startswith("fc.")}
-    state["bn1.running_mean"] = torch.zeros(64)  # what a batch-normalised checkpoint has on top
-    save_file(state, tmp_path / "weights.safetensors")
-    model = built(records, image={"name": "resnet18", "weights": str(tmp_path / "weights.safetensors")})
-    assert (model.encoders["image"].resnet.layer4[1].conv2.weight == 0.01).all()
-
-
-def test_wrong_resnet_weights_name_the_file_and_the_first_wrong_key(records, tmp_path):
-    path = tmp_path / "weights.safetensors"
-    with pytest.raises(ConfigError, match=r"weights\.safetensors"):
-        built(records, image={"name": "resnet18", "weights": str(path)})
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(ConfigError, match=r"weights\.safetensors"):
-        built(records, image={"name": "resnet18", "weights": str(path)})
-    donor = built(records, image={"name": "resnet18"}).encoders["image"].resnet.state_dict()
-    save_file({k: v.contiguous() for k, v in donor.items()}, path)
-    with pytest.raises(ConfigError, match=r"resnet50.*layer1"):
-        built(records, image={"name": "resnet50", "weights": str(path)})
-
-
 def test_known_words_have_their_own_token_and_unknown_ones_a_stable_bucket():
     tokenise = HashedTokeniser(buckets=8)
     ids = tokenise("Effusion, qwertyuiop effusion")
@@ -121,51 +97,6 @@ def test_padding_does_not_change_what_bert_says(records):
     short = built(records, text={"name": "bert_small", "max_tokens": 16}).encoders["report"]
     prepared = short.prepare(np.array(["small effusion"], dtype=object))
     torch.testing.assert_close(short(prepared), short(prepared[:, :4]), rtol=1e-4, atol=1e-5)
-
-
-def _bert_folder(records, folder):
-    """A folder as public BERT weights come: keys with a prefix and a head that is not wanted."""
-    bert = (
-        built(records, text={"name": "bert_small", "layers": 1, "hidden": 8, "max_tokens": 16}).encoders["report"].bert
-    )
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "small", "effusion", "##s"]
-    state = {f"bert.{k}": v for k, v in bert.state_dict().items()}
-    state["bert.embeddings.word_embeddings.weight"] = torch.randn(len(words), 8)
-    state["cls.predictions.bias"] = torch.zeros(len(words))
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors")
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    settings = {
-        "vocab_size": len(words), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 32, "max_position_embeddings": 16, "pad_token_id": 0,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(settings))
-    return state
-
-
-def test_bert_takes_weights_and_word_pieces_from_a_local_folder(records, tmp_path):
-    state = _bert_folder(records, tmp_path / "bert")
-    encoder = built(records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8}).encoders[
-        "report"
-    ]
-    assert torch.equal(encoder.bert.embeddings.word_embeddings.weight, state["bert.embeddings.word_embeddings.weight"])
-    assert encoder.prepare(np.array(["Small effusions xyz"], dtype=object)).tolist() == [[2, 5, 6, 7, 1, 3, 0, 0]]
-
-
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "vocab.txt"])
-def test_a_missing_file_of_bert_weights_is_named(records, tmp_path, missing):
-    _bert_folder(records, tmp_path / "bert")
-    (tmp_path / "bert" / missing).unlink()
-    with pytest.raises(ConfigError, match=missing):
-        built(records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8})
-
-
-def test_bert_weights_that_do_not_fit_their_config_are_refused(records, tmp_path):
-    _bert_folder(records, tmp_path / "bert")
-    text = (tmp_path / "bert" / "config.json").read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
-    (tmp_path / "bert" / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"encoder\.layer\.1"):
-        built(records, text={"name": "bert_small", "weights": str(tmp_path / "bert"), "max_tokens": 8})
 
 
 @pytest.mark.parametrize("name", ["mlp", "linear", "transformer"])

@@ -12,13 +12,14 @@ from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.digest import parameters_digest
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.models.translators import translator_parts
 
 ALL_PAIRS = [(a, b) for a in ("image", "report", "vitals") for b in ("image", "report", "vitals") if a != b]
 
 
 @pytest.fixture
 def model(records: Records) -> MultimodalModel:
-    return build_model(records.schema, ModelConfig(), ALL_PAIRS, seed=1)
+    return build_model(records.schema, ModelConfig(), translator_parts(ModelConfig(), ALL_PAIRS), seed=1)
 
 
 def test_every_parameter_belongs_to_exactly_one_component(model):
@@ -57,14 +58,17 @@ def test_a_vector_of_the_wrong_length_and_an_unknown_component_are_refused(model
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(records):
-    digests = [build_model(records.schema, ModelConfig(), ALL_PAIRS, seed).digest() for seed in (1, 1, 2)]
+    digests = [
+        build_model(records.schema, ModelConfig(), translator_parts(ModelConfig(), ALL_PAIRS), seed).digest()
+        for seed in (1, 1, 2)
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_initial_weights_depend_on_no_other_component_and_not_on_the_global_generator(records):
-    many = build_model(records.schema, ModelConfig(), ALL_PAIRS, seed=3)
+    many = build_model(records.schema, ModelConfig(), translator_parts(ModelConfig(), ALL_PAIRS), seed=3)
     torch.manual_seed(99)
-    few = build_model(records.schema, ModelConfig(), [("vitals", "image")], seed=3)
+    few = build_model(records.schema, ModelConfig(), translator_parts(ModelConfig(), [("vitals", "image")]), seed=3)
     after = torch.rand(1)
     torch.manual_seed(99)
     assert torch.equal(after, torch.rand(1))
@@ -112,7 +116,7 @@ def test_an_untrained_translator_is_zero_filling_and_an_untrained_head_says_one_
 
 def test_features_have_the_configured_width_and_norm(records):
     config = ModelConfig(feature_width=16, feature_scale=3.0)
-    model = build_model(records.schema, config, [], seed=0)
+    model = build_model(records.schema, config, {}, seed=0)
     for name, feature in model.encode(model.prepare(records)).items():
         norms = feature.norm(dim=1)
         assert feature.shape == (6, 16)
@@ -122,7 +126,7 @@ def test_features_have_the_configured_width_and_norm(records):
 
 
 def test_a_record_without_a_known_word_has_a_bounded_gradient(records):
-    model = build_model(records.schema, ModelConfig(), [], seed=0)
+    model = build_model(records.schema, ModelConfig(), {}, seed=0)
     batch = model.prepare(records).select(torch.tensor([4]))
     model.encode_one(batch, "report").sum().backward()
     gradient = torch.cat([p.grad.flatten() for p in model.component_parameters("encoder.report")])
@@ -169,11 +173,12 @@ def test_no_records_make_an_empty_batch(model, records):
     ],
 )
 def test_a_model_that_does_not_fit_the_schema_is_refused_by_name(records, config, pairs, named):
+    chosen = ModelConfig.model_validate(config)
     with pytest.raises(ConfigError, match=named):
-        build_model(records.schema, ModelConfig.model_validate(config), pairs, seed=0)
+        build_model(records.schema, chosen, translator_parts(chosen, pairs), seed=0)
 
 
 def test_a_translator_that_was_not_built_is_refused_by_name(records):
-    model = build_model(records.schema, ModelConfig(), [("image", "report")], seed=0)
+    model = build_model(records.schema, ModelConfig(), translator_parts(ModelConfig(), [("image", "report")]), seed=0)
     with pytest.raises(ConfigError, match=r"report_to_image.*image_to_report"):
         model.translate("report", "image", torch.zeros(1, 32))

@@ -34,7 +34,7 @@ def numbers(batch: Batch) -> list[int]:
 
 def test_records_are_units_of_their_own_unless_patients_are_asked_for(records):
     patients = replace(records, unit_ids=np.array(["p7", "p2", "p7", "p0", "p2", "p7"]))
-    model = build_model(records.schema, ModelConfig(), [], seed=0)
+    model = build_model(records.schema, ModelConfig(), {}, seed=0)
     by_record, by_patient = model.prepare(patients), model.prepare(patients, "patient")
     assert (by_record.unit, numbers(by_record), by_record.unit_count) == ("record", [0, 1, 2, 3, 4, 5], 6)
     assert (by_patient.unit, numbers(by_patient), by_patient.unit_count) == ("patient", [0, 1, 0, 2, 1, 0], 3)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secure_fed.data.records import ModalitySpec, Records, Schema
+from secure_fed.methods import Method
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.models.translators import translator_parts
 from secure_fed.privacy.dpsgd import clipped_gradient_sum
 from secure_fed.privacy.noise import ReproducibleNoise
 from secure_fed.privacy.plan import BackEnd, GaussianPlan
@@ -45,9 +47,11 @@ def make_schema(side: int = 16) -> Schema:
     )
 
 
-def make_model(side: int = 16, seed: int = 0, **config: object) -> MultimodalModel:
-    """A model away from its zero initialisation, so that every parameter has a gradient."""
-    model = build_model(make_schema(side), ModelConfig.model_validate(config), PAIRS, seed)
+def make_model(side: int = 16, seed: int = 0, method: Method | None = None, **config: object) -> MultimodalModel:
+    """A model away from its zero initialisation, so that every parameter has a gradient; with a method's parts."""
+    chosen, schema = ModelConfig.model_validate(config), make_schema(side)
+    parts = translator_parts(chosen, PAIRS) if method is None else method.parts(schema, PAIRS, chosen)
+    model = build_model(schema, chosen, parts, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -160,7 +164,8 @@ def reference_gradients(model: MultimodalModel, components: Sequence[str], loss:
 
 
 def clipped(rows: Tensor, bound: float) -> Tensor:
-    return (rows * (bound / rows.norm(dim=1, keepdim=True).clamp(min=bound))).sum(dim=0)
+    norms = rows.double().norm(dim=1, keepdim=True).float()
+    return (rows * (bound / norms.clamp(min=bound))).sum(dim=0)
 
 
 def flat(model: MultimodalModel, components: Sequence[str]) -> Tensor:

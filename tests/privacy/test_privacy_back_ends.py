@@ -28,17 +28,15 @@ from dp_fixtures import (
 from opacus.grad_sample.linear import compute_linear_norm_sample
 from opacus.optimizers import DPOptimizer
 from opacus.schedulers import StepGradClip
+from shipped_methods import SHIPPED as METHODS
+from shipped_methods import context_for
 from torch import nn
 from torch.nn import functional as F
 
 from secure_fed.errors import PrivacyError
 from secure_fed.methods import build
-from secure_fed.methods.base import GradientPhase
-from secure_fed.methods.config import PhaseConfig
-from secure_fed.methods.fin import FinConfig
-from secure_fed.methods.modality_dropout import ModalityDropoutConfig
-from secure_fed.methods.ridge import RidgeConfig
-from secure_fed.methods.zero_fill import ZeroFillConfig
+from secure_fed.methods.base import GradientPhase, in_context
+from secure_fed.privacy.contributions import row_norms
 from secure_fed.privacy.dpsgd import ClippedNoisyOptimizer, clipped_gradient_sum, dp_sgd
 from secure_fed.privacy.ghost import linear_norms
 from secure_fed.privacy.noise import OsNoise, ReproducibleNoise
@@ -47,13 +45,6 @@ from secure_fed.privacy.record_gradients import record_gradients
 from secure_fed.privacy.sensitivity import TOLERANCE
 
 BACK_ENDS = ("hooks", "ghost")
-STEPS = PhaseConfig(steps=1, learning_rate=1.0, unclipped_steps=1, unclipped_learning_rate=1.0)
-METHODS = {
-    "zero_fill": ZeroFillConfig(name="zero_fill", classify=STEPS),
-    "modality_dropout": ModalityDropoutConfig(name="modality_dropout", probability=0.3, classify=STEPS),
-    "fin": FinConfig(name="fin", schedule="last", translator_share=0.5, classify=STEPS, translate=STEPS),
-    "ridge": RidgeConfig(name="ridge", penalty=0.1, bound=19.0, classify=STEPS),
-}
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
@@ -80,13 +71,15 @@ def test_leaving_one_record_out_moves_the_clipped_sum_by_at_most_the_bound(name,
 @pytest.mark.parametrize("back_end", BACK_ENDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_of_every_phase_of_every_shipped_method_equals_a_per_record_loop(method, back_end):
-    model = make_model(translator={"name": "linear"})
+    built = build(METHODS[method])
+    model = make_model(translator={"name": "linear"}, method=built)
+    context = context_for(built, model)
     batch = make_batch(model, n=5, seed=1)
-    phases = build(METHODS[method]).phases(model.schema, PAIRS, rounds=4, width=32)
+    phases = built.phases(model.schema, PAIRS, rounds=4, width=32)
     gradient_phases = [phase for phase in phases if isinstance(phase, GradientPhase)]
     assert gradient_phases
     for phase in gradient_phases:
-        loss = phase.still_loss or phase.loss
+        loss = in_context(phase.still_loss or phase.loss, context)
         rows = reference_gradients(model, phase.components, loss, batch)
         bound = float(rows.norm(dim=1).median())
         found = clipped_gradient_sum(model, phase.components, loss, batch, bound, back_end)
@@ -166,19 +159,19 @@ def test_a_scheduler_that_moves_the_optimizers_clip_moves_neither_clip_nor_noise
 def tied(model, batch):
     """The report's feature through a translator's weight, with and without calling its layer."""
     feature = model.encode_one(batch, "report")
-    weight = model.translators["image_to_report"].body[0].weight
+    weight = model.parts["translator"]["image_to_report"].body[0].weight
     return model.translate("image", "report", feature).sum(dim=1) + 60 * F.linear(feature, weight).square().sum(dim=1)
 
 
 def borrowed(model, batch):
     """A translator's weight without any call of its layer."""
     feature = model.encode_one(batch, "report")
-    return F.linear(feature, model.translators["image_to_report"].body[0].weight).square().sum(dim=1)
+    return F.linear(feature, model.parts["translator"]["image_to_report"].body[0].weight).square().sum(dim=1)
 
 
 def called_and_dropped(model, batch):
     """The layer is called, its result dropped, and the weight used past it."""
-    model.translators["image_to_report"].body[0](torch.zeros(len(batch), 32))
+    model.parts["translator"]["image_to_report"].body[0](torch.zeros(len(batch), 32))
     return borrowed(model, batch)
 
 
@@ -196,7 +189,7 @@ def test_ghost_refuses_a_weight_whose_use_no_norm_covers(loss):
 
 def test_ghost_refuses_one_parameter_in_two_layers():
     model = make_model()
-    translator = model.translators["image_to_report"]
+    translator = model.parts["translator"]["image_to_report"]
     translator.last.weight = nn.Parameter(torch.randn(32, translator.last.in_features))
     translator.body = nn.Sequential(nn.Linear(32, 32), nn.Tanh())
     translator.last = nn.Linear(32, 32)
@@ -262,7 +255,8 @@ def test_a_record_whose_tokens_nearly_cancel_gets_no_norm_that_is_too_small():
 def test_a_record_whose_tokens_nearly_cancel_is_clipped_by_ghost_as_by_hooks():
     def two_tokens(m, b):
         feature = m.encode_one(b, "report").detach()
-        first, second = m.translators["image_to_report"].last(torch.stack([feature, feature], dim=1)).unbind(dim=1)
+        last = m.translator("image", "report").last
+        first, second = last(torch.stack([feature, feature], dim=1)).unbind(dim=1)
         return 1e6 * (first - (1 + 1e-5) * second).sum(dim=1)
 
     model = make_model(translator={"name": "linear"})
@@ -282,6 +276,28 @@ def test_factors_that_underflow_leave_no_norm_that_is_too_small():
     assert compute_linear_norm_sample(layer, [inputs], outputs)[layer.weight].item() == 0.0
 
 
+def test_a_row_of_millions_of_numbers_gets_no_norm_that_is_too_small():
+    rows = torch.randn(2, 4_000_000, generator=torch.Generator().manual_seed(0))
+    exact = rows.double().norm(dim=1)
+    torch.testing.assert_close(row_norms(rows).double(), exact, rtol=1e-7, atol=0.0)
+    # torch's float32 norm is why there is our own: it loses more than the sensitivity's tolerance.
+    assert (rows.norm(dim=1).double() < exact * (1 - TOLERANCE)).all()
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_one_record_adds_no_more_than_the_bound_to_a_layer_of_millions(back_end):
+    model = make_model()
+    model.fusion = nn.Sequential(nn.Unflatten(1, (96, 1)), nn.Conv1d(96, 40_000, 1), nn.Flatten())
+    model._components = model._name_components()
+    record = make_batch(model, n=1)
+
+    def loss(m, b):
+        return m.classify(m.encode(b)).square().sum(dim=1)
+
+    found = clipped_gradient_sum(model, ["fusion"], loss, record, 0.5, back_end)
+    assert float(found.double().norm()) == pytest.approx(0.5, rel=1e-6)
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -299,7 +315,7 @@ def test_ghost_refuses_a_patient_as_unit_before_anything_is_sampled():
 @pytest.mark.parametrize("trained", [True, False])
 def test_an_embedding_that_changes_or_couples_by_its_inputs_is_refused_even_frozen(change, trained):
     model = make_model(translator={"name": "transformer"})
-    model.translators["image_to_report"].body.memory = nn.Embedding(4, 16, **change)
+    model.parts["translator"]["image_to_report"].body.memory = nn.Embedding(4, 16, **change)
     with pytest.raises(PrivacyError, match=f"Embedding.*{next(iter(change))}"):
         clipped_gradient_sum(model, TRANSLATORS if trained else ["fusion"], classification_loss, make_batch(model), 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from dp_fixtures import (
 from torch import nn
 
 from secure_fed.errors import ConfigError, PrivacyError
-from secure_fed.privacy.dpsgd import clipped_gradient_sum, dp_sgd, plain_sgd
+from secure_fed.privacy.dpsgd import clipped_gradient_sum, dp_sgd, own_torch_generator, plain_sgd
 from secure_fed.privacy.noise import OsNoise, ReproducibleNoise
 from secure_fed.privacy.plan import SamplingPlan, TrainingOptions
 
@@ -177,6 +178,23 @@ def test_dropout_is_drawn_from_the_sites_own_stream_and_not_from_the_global_one(
     torch.manual_seed(1)
     assert one == two
     assert after_one == torch.rand(1).item()
+
+
+def test_what_losses_and_layers_draw_cannot_be_found_by_trying_every_seed_of_torchs_generator():
+    """A draw follows from a record's place: who knows the seed sees all others move when one record is left out."""
+
+    class OneSeed(ReproducibleNoise):
+        def seed(self):
+            return 7
+
+    def draws(key):
+        with own_torch_generator(OneSeed(key)):
+            return torch.rand(2000)
+
+    torch.manual_seed(7)
+    assert torch.equal(draws(0), draws(0))
+    assert torch.isin(draws(0), torch.cat([draws(1), torch.rand(2000)])).float().mean() < 0.01
+    assert abs(draws(0).mean() - 0.5) < 4 / math.sqrt(12 * 2000)
 
 
 class WithBatchNorm(nn.Module):

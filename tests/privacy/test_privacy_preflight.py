@@ -20,15 +20,12 @@ from dp_fixtures import (
     plan,
     translation_loss,
 )
+from shipped_methods import SHIPPED, context_for
 from torch.nn import functional as F
 
 from secure_fed.errors import PrivacyError
 from secure_fed.methods import build
-from secure_fed.methods.base import StatisticPhase
-from secure_fed.methods.fin import FinConfig
-from secure_fed.methods.modality_dropout import ModalityDropoutConfig
-from secure_fed.methods.ridge import RidgeConfig
-from secure_fed.methods.zero_fill import ZeroFillConfig
+from secure_fed.methods.base import StatisticPhase, in_context
 from secure_fed.models.batch import Batch
 from secure_fed.privacy import preflight as module
 from secure_fed.privacy.dpsgd import clipped_gradient_sum
@@ -63,25 +60,19 @@ def test_the_houses_own_losses_pass_and_the_model_is_left_alone(translator, unit
     assert not [name for name, p in model.named_parameters() if p.grad is not None]
 
 
-CLASSIFY = {"steps": 2, "learning_rate": 1.0, "unclipped_steps": 2, "unclipped_learning_rate": 1.0}
-SHIPPED_METHODS = (
-    FinConfig(name="fin", classify=CLASSIFY, translate=CLASSIFY, schedule="last", translator_share=0.2),
-    RidgeConfig(name="ridge", classify=CLASSIFY, penalty=1e-4, bound=2.0),
-    ZeroFillConfig(name="zero_fill", classify=CLASSIFY),
-    ModalityDropoutConfig(name="modality_dropout", classify=CLASSIFY, probability=0.5),
-)
-
-
 @pytest.mark.parametrize("unit", [{}, PATIENTS], ids=["record", "patient"])
-@pytest.mark.parametrize("method", SHIPPED_METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", SHIPPED.values(), ids=lambda method: method.name)
 def test_every_phase_of_every_shipped_method_passes(method, unit):
-    model = make_model(translator={"name": "linear"})
-    for phase in build(method).phases(model.schema, PAIRS, 5, 32):
+    built = build(method)
+    model = make_model(translator={"name": "linear"}, method=built)
+    context = context_for(built, model)
+    for phase in built.phases(model.schema, PAIRS, 5, 32):
         if isinstance(phase, StatisticPhase):
             settings = StatisticPlan(phase=phase.name, bound=phase.bound, noise_multiplier=1.5, **unit)
-            preflight_statistic(model, phase.map, settings, OsNoise())
+            preflight_statistic(model, in_context(phase.map, context), settings, OsNoise())
         else:
-            preflight(model, phase.components, phase.still_loss or phase.loss, plan(**unit), OsNoise())
+            loss = in_context(phase.still_loss or phase.loss, context)
+            preflight(model, phase.components, loss, plan(**unit), OsNoise())
 
 
 def test_a_model_fresh_from_its_seed_is_tried_away_from_its_zeros():
@@ -100,11 +91,40 @@ def test_a_model_fresh_from_its_seed_is_tried_away_from_its_zeros():
         preflight(model, ENCODERS_AND_FUSION, coupled, plan(), OsNoise())
 
 
+@pytest.mark.parametrize("strength", [0.001, 0.003, 0.1])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_gradient_that_changes_a_little_with_its_company_is_refused_though_no_loss_does(strength, sign):
+    """Beside five records it is under a hundredth of the sum; beside hundreds it would be most of it."""
+
+    def coupled(m, batch):
+        loss = classification_loss(m, batch)
+        unseen = (loss.sum() - loss) - (loss.sum() - loss).detach()
+        return loss + sign * strength * unseen
+
+    with pytest.raises(PrivacyError, match="company it is in"):
+        preflight(make_model(), ENCODERS_AND_FUSION, coupled, plan(max_grad_norm=1.0), OsNoise())
+
+
+def test_a_gradient_that_now_and_then_falls_to_the_other_side_of_a_kink_is_no_coupling(monkeypatch):
+    """A deep network's does where a larger batch is rounded otherwise: another one each time."""
+    generator, exact = torch.Generator().manual_seed(0), clipped_gradient_sum
+
+    def at_a_kink(model, components, loss, batch, bound, back_end="hooks"):
+        summed = exact(model, components, loss, batch, bound, back_end)
+        noise = torch.randn(summed.shape, generator=generator) * (len(batch) > 1)
+        return summed + 0.02 * bound * noise / noise.norm().clamp(min=1e-9)
+
+    monkeypatch.setattr(module, "clipped_gradient_sum", at_a_kink)
+    model = make_model()
+    batch = made_up_batch(model, 5, 0)
+    module._refuse_other_gradients(model, ENCODERS_AND_FUSION, classification_loss, batch, "hooks")
+
+
 @pytest.mark.parametrize("back_end", ["hooks", "ghost"])
 def test_weights_used_past_their_layer_are_refused(back_end):
     def tied(model, batch):
         feature = model.encode_one(batch, "report")
-        weight = model.translators["image_to_report"].body[0].weight  # used without calling its layer
+        weight = model.parts["translator"]["image_to_report"].body[0].weight  # used without calling its layer
         return model.translate("image", "report", feature).sum(dim=1) + F.linear(feature, weight).square().sum(dim=1)
 
     with pytest.raises(PrivacyError, match="tied weights"):

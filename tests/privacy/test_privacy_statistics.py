@@ -147,11 +147,11 @@ def test_the_statistic_of_ridge_is_bounded_by_patient():
     for present in batch.presence.values():
         present[:] = True
     statistic = dataclasses.replace(OF_PATIENTS, bound=19.0)
-    whole = noisy_sum(moments(model, batch, PAIRS[0]), batch, statistic, SilentNoise(0))
-    records_as_units = clipped_rows(moments(model, batch, PAIRS[0]), 19.0).numpy()
+    whole = noisy_sum(moments(model, batch, None, PAIRS[0]), batch, statistic, SilentNoise(0))
+    records_as_units = clipped_rows(moments(model, batch, None, PAIRS[0]), 19.0).numpy()
     # A record's statistic has about the length of the bound, so a patient of three has three times too much.
     assert np.linalg.norm(whole) < 0.8 * np.linalg.norm(records_as_units)
     for patient in range(4):
         rest = batch.select_units(torch.arange(4) != patient)
-        without = noisy_sum(moments(model, rest, PAIRS[0]), rest, statistic, SilentNoise(0))
+        without = noisy_sum(moments(model, rest, None, PAIRS[0]), rest, statistic, SilentNoise(0))
         assert np.linalg.norm(whole - without) <= 19.0 * (1 + 1e-9)

@@ -195,7 +195,7 @@ def test_a3_functional_weight_tying_goes_uncounted_and_is_refused(back_end):
 
 def test_a3_two_components_that_share_a_weight_are_refused():
     model = make_model()
-    model.translators["report_to_image"] = model.translators["image_to_report"]
+    model.parts["translator"]["report_to_image"] = model.parts["translator"]["image_to_report"]
     with pytest.raises(PrivacyError, match="two components share"):
         preflight(model, VITALS, vitals_loss, plan(), OsNoise())
 

@@ -312,7 +312,7 @@ def test_a_large_grid_takes_seconds(few) -> None:
             ["privacy.epsilon=1e-9,1"],
             ("epsilon=1e-09 at delta=1e-05 cannot be reached", "all with privacy.epsilon=1e-09"),
         ),
-        (["method=fin,fil"], ("method=fil is unknown", "known: fin", "all with method=fil")),
+        (["method=fin,fil"], ("method=fil is unknown", "known: car_mfl, complete, drop, fin", "all with method=fil")),
         (['federation.ownership="5:1:4","8:0:2"'], ("8:0:2", "floor of 3", "and federation.ownership=8:0:2)")),
         (["federation.sites=20"], ("describes 10 sites", "federation.sites=20")),
         (["federation.ownership={image:5,sound:5}"], ("'sound'", "image, text")),

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from secure_fed.accounting import Mechanism, epsilon
+from secure_fed.config import load_config
+from secure_fed.data import schema_of
 from secure_fed.engines.runner import found, prepare, start
 from secure_fed.errors import DataError, LedgerError
 from secure_fed.ledger import Reserve, read_ledger, spent
+from secure_fed.server.missing_rates import RATES
 from secure_fed.sweep.collect import collect
+from secure_fed.sweep.metrics import objectives
 from secure_fed.sweep.record import GRID, CellResult, CellRow, Charges
 
 MEASURED = {"wall_s": 3.5, "cpu_s": 3.0, "peak_mib": 600.0}
@@ -151,10 +155,27 @@ def test_scores_and_traffic_are_the_runs(cell, finished_run):
     assert cell.metrics["auroc_macro"] == summary["auroc_macro"]
     assert cell.metrics["auroc_macro_missing.image"] == summary["auroc_macro_missing"]["image"]
     assert cell.metrics["auroc.Edema"] == summary["auroc_per_label"]["Edema"]
+    assert cell.metrics["auprc_macro"] == summary["auprc_macro"]
+    assert cell.metrics["auprc_macro_missing.text"] == summary["auprc_macro_missing"]["text"]
+    assert cell.metrics["auroc_rate.image.1"] == pytest.approx(summary["auroc_macro_missing"]["image"], abs=1e-12)
+    rates = {(point["modality"], point["rate"]): point["auroc_macro"] for point in summary["missing_rates"]}
+    assert cell.metrics["auroc_rate.any.0.25"] == rates["any", 0.25]
+    for name, figures in summary["imputation"].items():
+        for figure in ("cosine", "mse_over_variance", "rank"):
+            assert cell.metrics[f"imputation_{figure}.{name}"] == figures[figure]
     assert cell.bytes_up == sum(line["bytes_up"] for line in lines)
     assert cell.bytes_down == sum(line["bytes_down"] for line in lines)
     assert (cell.run, cell.model_sha256) == (summary["run"], summary["model_sha256"])
     assert (cell.wall_s, cell.cpu_s, cell.peak_mib) == (3.5, 3.0, 600.0)
+
+
+def test_every_score_that_a_sweep_may_rank_by_is_in_the_cell(cell, finished_run):
+    config = load_config(finished_run)
+    left_out = {f"auroc.{label}" for label in summary_of(finished_run)["labels_left_out"]}
+    known = set(objectives(schema_of(config.data), (), RATES))
+    assert known - left_out <= set(cell.metrics)
+    # Of what is left, less is better, or a method may have none.
+    assert all(name.startswith("imputation_") for name in set(cell.metrics) - known)
 
 
 def test_phases_share_out_the_whole_cell(cell, finished_run):

@@ -13,6 +13,7 @@ from example import EPSILON, METHOD, OWNERSHIP, SEED, example_sweep
 from secure_fed.report import formats
 from secure_fed.sweep import page_data
 from secure_fed.sweep.contrasts import champion, comparisons
+from secure_fed.sweep.metrics import name_of, note_of
 from secure_fed.sweep.page import script_hash, write_page
 from secure_fed.sweep.page_data import embedded, frontier
 from secure_fed.sweep.page_tables import best_rows, glance_rows, number_rows, phase_table
@@ -470,13 +471,18 @@ def test_a_search_joins_no_marks(tmp_path):
         ("auroc_macro", "AUROC, macro"),
         ("auroc_macro_missing.image", "AUROC, no image"),
         ("auroc.Edema", "AUROC of Edema"),
+        ("auprc_macro", "AUPRC, macro"),
+        ("auprc_macro_missing.text", "AUPRC, no text"),
+        ("auroc_rate.image.0.25", "AUROC, image missing in 25 % of records"),
+        ("auroc_rate.any.1", "AUROC, one modality missing in 100 % of records"),
+        ("imputation_mse_over_variance.text", "error over variance of imputed text, less is better"),
         ("auroc_macro_federated.image+text", "AUROC at the sites, from image and text"),
         ("something_new", "something_new"),
     ],
 )
 def test_scores_are_named_for_people(metric, label):
-    assert page_data.metric_name(metric) == label
-    assert label.split(",")[0] in page_data.metric_note(metric)
+    assert name_of(metric) == label
+    assert label.split(",")[0] in note_of(metric)
 
 
 # -- what is wrong stands on top -----------------------------------------------------------------------------

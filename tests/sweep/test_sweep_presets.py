@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import yaml
 
 from secure_fed.config import config_dir
 from secure_fed.engines.runner import federation_of, prepare
@@ -20,13 +21,23 @@ COUNTS = {
     "sites": {GRID: 54, "non_private": 18},
     "missingness": {GRID: 36, "non_private": 36},
     "trust": {GRID: 24},
+    # These are the studies of the results page, read with one seed alone, and `methods` with its least epsilon.
+    "methods": {GRID: 26, "non_private": 26},
+    "link": {GRID: 30, "non_private": 30},
+    "paired_sites": {GRID: 45, "non_private": 45},
+    "icu": {GRID: 33, "non_private": 33},
+    "fin_ablation": {GRID: 21, "non_private": 21, "zero_fill": 1, "zero_fill_non_private": 1},
 }
+SEEDS = {"methods": 5, "link": 5, "paired_sites": 3, "icu": 8, "fin_ablation": 5}
+"""How many seeds the studies have."""
 _READ: dict[str, Sweep] = {}
 
 
 def preset(name: str) -> Sweep:
     if name not in _READ:
-        _READ[name] = read_sweep([f"sweep={name}"])
+        # The folder only has to be there, as no cell is run.
+        own = {"icu": [f"data.root={config_dir()}"], "methods": ["privacy.epsilon=1"]}.get(name, [])
+        _READ[name] = read_sweep([f"sweep={name}", *own, *(["seed=0"] if name in SEEDS else [])])
     return _READ[name]
 
 
@@ -52,15 +63,18 @@ def test_every_cell_of_a_preset_makes_a_federation_with_masks_and_plans(name: st
         for site in {site.owned: site for site in federation.sites}.values():
             plan = plan_for(federation, site)
             assert (plan is None) == (cell.row.privacy == "off")
-            assert plan is None or 0 < plan.epsilon <= cell.config.privacy.epsilon
+            # With method=drop the sites that lack a modality take no part.
+            assert plan is None or 0 < plan.epsilon <= cell.config.privacy.epsilon or not plan.phases
+            assert plan is None or plan.phases or cell.row.method == "drop"
             planned.add(cell.row.kind)
     assert planned == set(COUNTS[name])
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [name for name in COUNTS if name != "icu"])  # whose data are real, and not here
 def test_the_first_cell_of_each_kind_prepares_with_its_data(name: str) -> None:
     smaller = () if name == "sites" else ("data.patients=400",)
-    cells = read_sweep([f"sweep={name}", "seed=0", *smaller]).cells
+    methods = ("method=car_mfl,zero_fill",) if name == "methods" else ()
+    cells = read_sweep([f"sweep={name}", "seed=0", *smaller, *methods]).cells
     for cell in {cell.row.kind: cell for cell in cells}.values():
         prepared = prepare(cell.config)
         assert len(prepared.simulated.members) == cell.config.federation.members
@@ -81,8 +95,14 @@ def test_the_page_of_a_preset_shows_axes_that_it_has_and_references_repeat_along
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_takes_other_data(name: str, tmp_path) -> None:
-    sites = ("~data.patients", "~sweep.references.non_private", "sweep.page.panels=null") if name == "sites" else ()
-    sweep = read_sweep([f"sweep={name}", "experiment=physionet2012", f"data.root={tmp_path}", "seed=0", *sites])
+    no_reference = ("~sweep.references.non_private", "sweep.page.panels=null")
+    others = {
+        "sites": ("~data.patients", *no_reference),
+        "paired_sites": ("~data.patients", *no_reference),
+        "link": ("~data.link", "~sweep.references.non_private", "sweep.page.x=privacy.epsilon"),
+        "methods": ("method=zero_fill,fin",),  # the generative one writes reports
+    }.get(name, ())
+    sweep = read_sweep([f"sweep={name}", "experiment=physionet2012", f"data.root={tmp_path}", "seed=0", *others])
     assert sweep.manifest.data == "physionet2012"
     assert sweep.manifest.tuning == "composed"
 
@@ -94,6 +114,39 @@ def test_a_single_site_holds_both_modalities_sends_one_update_and_has_the_same_e
         members = made_up_members(cell.config)
         assert [(site.name, site.owned) for site in members] == [("site01", frozenset({"image", "text"}))]
         assert cell.row.secagg == "off"
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_the_studies_of_the_results_page_have_seeds_enough_to_be_paired(name: str) -> None:
+    tree = yaml.safe_load((config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert tree["axes"]["seed"].split(",") == [str(seed) for seed in range(SEEDS[name])]
+
+
+def test_every_method_of_the_methods_preset_has_the_same_patients_at_its_sites() -> None:
+    split = {cell.config.federation.public_fraction for cell in preset("methods").cells}
+    assert split == {0.1}
+    every = {path.stem for path in (config_dir() / "method").glob("*.yaml")} - {"generative_paper"}
+    assert {cell.row.factors["method"] for cell in preset("methods").cells} == every
+    assert {cell.row.factors["method"] for cell in preset("icu").cells} == every - {"generative", "fin_paper"}
+
+
+def test_a_variant_of_the_ablation_changes_what_its_name_says_and_nothing_else() -> None:
+    cells = {
+        str(cell.row.factors["variant"]): cell.config for cell in preset("fin_ablation").cells if cell.row.kind == GRID
+    }
+    for name, config in cells.items():
+        base = max((other for other in cells if name.startswith(f"{other}_")), key=len, default=None)
+        if base is None:
+            continue
+        dumps = [found.model_dump(mode="json", include={"method", "model"}) for found in (cells[base], config)]
+        before, after = ({**dump["method"], **dump["model"]["translator"]} for dump in dumps)
+        changed = {key for key in before if before[key] != after[key]}
+        word = name.removeprefix(f"{base}_").split("_")[0]
+        known = {"width": {"width", "feed_forward"}, "memory": {"memory_tokens"}, "normalised": {"normalise_output"}}
+        known |= {"cosine": {"loss"}, "mse": {"loss"}}
+        known |= {"every": {"schedule"}, "share": {"translator_share"}, "inputs": {"source"}}
+        known |= {"dropout": {"train_with_modality_dropout"}, "refit": {"refit_share"}}
+        assert changed == known.get(word, {word})
 
 
 def test_non_private_references_differ_from_the_grid_in_privacy_alone() -> None:
