@@ -155,10 +155,12 @@ class MimicCxrConfig(RadiologyConfig):
 class OpenIConfig(RadiologyConfig):
     """Open-I's chest films in `root`: ecgen-radiology/*.xml with PNGs, or the two CSVs with PNGs.
 
-    `images` is the folder of PNGs; null looks where the archives put it.
+    `images` is the folder of PNGs; null looks where the archives put it. The XML names no view, so `unknown` is wanted
+    too unless `views` says otherwise: of such a study the first image by name counts.
     """
 
     name: Literal["open_i"] = "open_i"
+    views: tuple[View, ...] = Field(default=("pa", "ap", "frontal", "unknown"), min_length=1)
     images: Path | None = None
     split: Literal["patient"] = "patient"
 

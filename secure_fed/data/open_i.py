@@ -55,8 +55,8 @@ def survey_open_i(config: OpenIConfig, root: Path, faults: Faults) -> Survey:
     if studies and projections is None and "unknown" not in config.views:
         faults.add(
             Place(root, "ecgen-radiology/*.xml"),
-            f"the XML does not say which images are frontal: lay {PROJECTIONS} beside it, or take all images with "
-            "data.views=[frontal,unknown]",
+            f"the XML does not say which images are frontal: lay {PROJECTIONS} beside it, or name `unknown` among the "
+            "set's views, as in data.views=[frontal,unknown]",
         )
     counts = {"studies read": len(studies), "images named": sum(len(study.films) for study in studies)}
     return Survey(tuple(studies), counts)

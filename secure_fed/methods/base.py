@@ -235,7 +235,12 @@ class Method(ABC):
         features: Mapping[str, Tensor],
         context: PublicContext | None = None,
     ) -> dict[str, Tensor]:
-        """Keep each observed feature and put the imputation in the place of each absent one; [B, F] each."""
+        """Keep each observed feature and put the imputation in the place of each absent one; [B, F] each.
+
+        Where nothing is absent nothing is imputed: a complete record costs no more than under zero-filling.
+        """
+        if all(bool(present.all()) for present in batch.presence.values()):
+            return dict(features)
         imputed = self.impute(model, batch, features, context)
         return {
             name: torch.where(batch.presence[name].unsqueeze(1), value, imputed[name].mean)

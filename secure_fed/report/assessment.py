@@ -241,7 +241,8 @@ def rules(facts: AssessmentFacts) -> str:
         "On the coordinator's public hold-out; sites' records have no part in it. Macro over labels of which the "
         f"hold-out has both classes. {100 * found.level:g} %: of {formats.count(found.draws)} draws of its "
         f"{formats.plural(found.patients, 'patient')} with replacement, so how much hangs on who is in it, not on the "
-        f"seed. AUPRC is average precision; chance is the prevalence, {formats.score(facts.auprc_chance)} on average."
+        f"seed. AUPRC is average precision; chance is the prevalence, {formats.score(facts.auprc_chance)} on average. "
+        "Its intervals sit a little high: a positive that is drawn twice ranks beside itself."
     )
 
 
@@ -253,5 +254,6 @@ def likeness_rules(facts: AssessmentFacts) -> str:
     return (
         f"On {formats.plural(records, 'record')} of the public hold-out with every modality, one of them hidden. Error "
         "over variance: the constant mean has 1, less is better. Rank of the record's own feature by distance to what "
-        "was imputed: 0 is best, 0.5 chance. Cosine alone misleads: see what a constant has."
+        "was imputed: 0 is best, 0.5 chance. Cosine alone misleads: see what a constant has. A method may help without "
+        "coming near the feature: FIN's loss `logits` aims at what the head makes of it, and the scores above tell."
     )

@@ -205,9 +205,10 @@ def read_csv_of_mimic(root):
     return {row[0]: row[4] for row in read_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
 
 
-def test_open_i_without_projections_asks_what_to_do_about_views(trees):
+def test_open_i_without_projections_takes_a_studys_first_image_unless_views_are_asked_for(trees):
+    assert len(load(OpenIConfig(root=trees["open_i_xml"], image_size=32), 0).records)
     with pytest.raises(DataError, match=r"indiana_projections.csv beside it.*data.views=\[frontal,unknown\]"):
-        load(OpenIConfig(root=trees["open_i_xml"], image_size=32), 0)
+        load(OpenIConfig(root=trees["open_i_xml"], image_size=32, views=("frontal",)), 0)
 
 
 def test_projections_beside_the_xml_say_which_films_are_frontal(source, tmp_path, trees):
