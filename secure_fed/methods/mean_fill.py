@@ -123,8 +123,12 @@ def solve_mean(model: MultimodalModel, noised: FloatArray, modality: str, count:
     require_ieee_arithmetic()
     scale = model.encoder(modality).scale
     mean = np.zeros(len(noised) - 1)
-    if noised[0] > 0:
-        mean = noised[1:] / noised[0] * count
-        norm = math.sqrt(math.fsum(value * value for value in mean.tolist()))
-        mean = mean * (scale / max(norm, 1.0))
+    total = noised[1:] * count
+    largest = float(np.abs(total).max())
+    if noised[0] > 0 and largest > 0:
+        # Compared before dividing: by a count that noise has left next to nothing a division would overflow.
+        direction = total / largest
+        length = math.sqrt(math.fsum(value * value for value in direction.tolist()))
+        inside = largest * length <= noised[0]
+        mean = scale * (total / noised[0] if inside else direction / length)
     model.set_component(mean_name(modality), mean.astype(np.float32))

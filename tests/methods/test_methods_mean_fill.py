@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fin_example import model_of, records_of, schema_of
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from shipped_methods import MEAN_FILL
 
@@ -59,6 +59,7 @@ def test_records_without_the_modality_add_nothing() -> None:
     assert (rows[batch.presence["labs"], 0] > 0).all()
 
 
+@example([1e-308, *[0.0] * (WIDTH - 1), 2.0])
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1 + WIDTH, max_size=1 + WIDTH))
 def test_whatever_the_noise_the_mean_lies_where_means_can_lie(noised) -> None:
     solve_mean(NOISED, np.array(noised), "labs", count_entry(WIDTH))
