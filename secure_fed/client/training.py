@@ -71,15 +71,15 @@ class LocalTraining:
             charges.reserve(header, [plan.phase(phase.name) for phase in phases], track.model_hash)
         model = track.load_into(self.federation.new_model())
         context = self._context(model)
+        # The round's own training changes `model`: counts and sums stand on what the round began from.
+        trains_only = all(isinstance(phase, GradientPhase) for phase in phases)
+        began_from = model if trains_only else track.load_into(self.federation.new_model())
         update: Update = {}
         for phase in phases:
             planned = None if plan is None else plan.phase(phase.name)
             if isinstance(phase, GradientPhase):
                 update |= self._descend(phase, model, context, header, planned)
-                continue
-            # The round's own training has changed `model` by now: counts and sums stand on what the round began from.
-            began_from = track.load_into(self.federation.new_model())
-            if isinstance(phase, HistogramPhase):
+            elif isinstance(phase, HistogramPhase):
                 update |= self._count(phase, began_from, context, header, planned)
             else:
                 update |= self._release_statistic(phase, began_from, context, header, planned)

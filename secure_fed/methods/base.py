@@ -262,6 +262,11 @@ def masked_bce(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return (loss * mask).sum(dim=1)
 
 
+def has_both(batch: Batch, pair: Pair) -> Tensor:
+    """1 for a record with both modalities of a pair, else 0: float32 [B]."""
+    return (batch.presence[pair[0]] & batch.presence[pair[1]]).to(torch.float32)
+
+
 def component_modalities(component: str) -> frozenset[str]:
     """The modalities that a site must own to contribute to a component or statistic.
 

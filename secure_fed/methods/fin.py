@@ -24,6 +24,7 @@ from secure_fed.methods.base import (
     Pair,
     Phase,
     PublicContext,
+    has_both,
     masked_bce,
     shared_pairs,
     translator_name,
@@ -240,11 +241,6 @@ def cosine_error(translated: Tensor, real: Tensor) -> Tensor:
     lengths = real.square().sum(dim=1).sqrt()
     direction = (scaled_to_norm(translated, 1.0) * real).sum(dim=1)
     return 2 * lengths * (lengths - direction)
-
-
-def has_both(batch: Batch, pair: Pair) -> Tensor:
-    """1 for a record with both modalities of a pair, else 0: float32 [B]."""
-    return (batch.presence[pair[0]] & batch.presence[pair[1]]).to(torch.float32)
 
 
 def read(source: Source, batch: Batch, features: Mapping[str, Tensor], modality: str) -> Tensor:

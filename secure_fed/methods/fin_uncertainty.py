@@ -14,8 +14,8 @@ from torch import Tensor
 
 from secure_fed.data.records import Schema
 from secure_fed.errors import ConfigError
-from secure_fed.methods.base import Imputation, Loss, Pair, PublicContext, translator_name
-from secure_fed.methods.fin import Source, TranslatorMethod, TranslatorTraining, has_both, read, sources_of
+from secure_fed.methods.base import Imputation, Loss, Pair, PublicContext, has_both, translator_name
+from secure_fed.methods.fin import Source, TranslatorMethod, TranslatorTraining, read, sources_of
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel, PartMaker

@@ -22,7 +22,7 @@ from torch import Tensor
 from secure_fed.data.records import ModalitySpec, Schema
 from secure_fed.data.report_tokens import report_texts
 from secure_fed.errors import ConfigError
-from secure_fed.methods.base import Imputation, Pair, Phase, PublicContext
+from secure_fed.methods.base import Imputation, Pair, Phase, PublicContext, has_both
 from secure_fed.methods.config import MethodConfig, PhaseConfig, Schedule, turns
 from secure_fed.methods.zero_fill import ZeroFill
 from secure_fed.models.batch import Batch
@@ -171,8 +171,7 @@ def generation_loss(model: MultimodalModel, batch: Batch, _context: PublicContex
     generator = generator_of(model, pair)
     with torch.no_grad():
         source = _source(generator, batch, model.encode_one(batch, image), image)
-    paired = (batch.presence[image] & batch.presence[text]).to(torch.float32)
-    return paired * generator.losses(source, batch.extras[text][generator_name(pair)])
+    return has_both(batch, pair) * generator.losses(source, batch.extras[text][generator_name(pair)])
 
 
 def generator_name(pair: Pair) -> str:
@@ -182,9 +181,7 @@ def generator_name(pair: Pair) -> str:
 
 def generator_of(model: MultimodalModel, pair: Pair) -> ReportGenerator:
     """The generator of a pair. Raises ConfigError where the model has none."""
-    found = model.part(generator_name(pair))
-    assert isinstance(found, ReportGenerator)  # noqa: S101  # narrows the module's type
-    return found
+    return model.part(generator_name(pair), ReportGenerator)
 
 
 def _source(generator: ReportGenerator, batch: Batch, feature: Tensor, image: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from secure_fed.data.records import Schema
 from secure_fed.errors import ConfigError
-from secure_fed.methods.base import FloatArray, Pair, Phase, PublicContext, StatisticPhase, translator_name
+from secure_fed.methods.base import FloatArray, Pair, Phase, PublicContext, StatisticPhase, has_both, translator_name
 from secure_fed.methods.config import MethodConfig
 from secure_fed.methods.exact_linalg import project_psd, solve_positive_definite, trace
 from secure_fed.methods.fin import TranslatorImputation
@@ -102,8 +102,7 @@ def moments(model: MultimodalModel, batch: Batch, _context: PublicContext | None
         z = torch.cat([ones, features[left], features[right]], dim=1)
         rows, columns = torch.triu_indices(z.shape[1], z.shape[1]).unbind()
         scale = torch.where(rows == columns, 1.0, 2.0**0.5)
-        paired = (batch.presence[left] & batch.presence[right]).to(z.dtype).unsqueeze(1)
-        return paired * scale * z[:, rows] * z[:, columns]
+        return has_both(batch, pair).unsqueeze(1) * scale * z[:, rows] * z[:, columns]
 
 
 def unpack_moments(packed: FloatArray) -> FloatArray:

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from secure_fed.data.records import Schema
-from secure_fed.methods.base import Imputation, Pair, Phase, PublicContext
+from secure_fed.methods.base import Imputation, Pair, Phase, PublicContext, has_both
 from secure_fed.methods.config import MethodConfig, PhaseConfig, Schedule, turns
-from secure_fed.methods.fin import TranslatorImputation, has_both
+from secure_fed.methods.fin import TranslatorImputation
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.cross_modal_vae import CrossModalVae, divergence
@@ -129,6 +129,4 @@ def vae_name(pair: Pair) -> str:
 
 def vae_of(model: MultimodalModel, pair: Pair) -> CrossModalVae:
     """The autoencoder of a pair. Raises ConfigError where the model has none."""
-    found = model.part(vae_name(pair))
-    assert isinstance(found, CrossModalVae)  # noqa: S101  # narrows the module's type
-    return found
+    return model.part(vae_name(pair), CrossModalVae)

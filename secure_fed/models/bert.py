@@ -17,8 +17,8 @@ from secure_fed.data.vocabulary import vocabulary
 from secure_fed.models.adapters import adapt, frozen_as_buffers
 from secure_fed.models.bert_weights import PAD, BertWeights, bert_config, load_bert
 from secure_fed.models.config import BertConfig
-from secure_fed.models.encoders import Encoder, RawValues, called, small_linear
-from secure_fed.models.frozen import FrozenBackbone, shared_backbone
+from secure_fed.models.encoders import Encoder, RawValues, called
+from secure_fed.models.frozen import FrozenBackbone, FrozenEncoder, shared_backbone
 
 CLS, SEP = 1, 2
 _FIRST_WORD = 3
@@ -54,24 +54,14 @@ class BertEncoder(Encoder):
         return called(self.linear, _first_state(self.bert, prepared))
 
 
-class FrozenBertEncoder(Encoder):
+class FrozenBertEncoder(FrozenEncoder):
     """A linear layer on the first token's last state of a public BERT, which is computed once a record."""
 
     def __init__(self, config: BertConfig, out_features: int, scale: float) -> None:
-        super().__init__(out_features, scale)
         loaded = load_bert(config)
         name = f"bert/{config.max_tokens}/{loaded.sha256}"
-        self.backbone = shared_backbone(name, lambda name: _frozen(loaded, config.max_tokens, name))
-        self.notes, self.public_parameters = self.backbone.notes, self.backbone.parameters
-        self.linear = small_linear(self.backbone.width, out_features)
-
-    def prepare(self, raw: RawValues) -> Tensor:
-        """Object array of str [n] -> the first token's last state float32 [n, hidden], standardised."""
-        return self.backbone.features(raw)
-
-    def embed(self, prepared: Tensor) -> Tensor:
-        """float32 [B, hidden] -> [B, F]."""
-        return called(self.linear, prepared)
+        backbone = shared_backbone(name, lambda name: _frozen(loaded, config.max_tokens, name))
+        super().__init__(backbone, out_features, scale)
 
 
 def bert_encoder(config: BertConfig, out_features: int, scale: float) -> Encoder:

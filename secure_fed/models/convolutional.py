@@ -18,8 +18,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from secure_fed.models.config import ResNetConfig
-from secure_fed.models.encoders import Encoder, RawValues, called, small_linear
-from secure_fed.models.frozen import FrozenBackbone, shared_backbone
+from secure_fed.models.encoders import Encoder, RawValues, called
+from secure_fed.models.frozen import FrozenBackbone, FrozenEncoder, shared_backbone
 from secure_fed.models.group_norm import COUNTER, STATISTICS, group_norm, with_group_norms
 from secure_fed.models.pinning import image_files
 from secure_fed.models.weights import Weights, read_weights, require_fit
@@ -82,24 +82,14 @@ class ResNetEncoder(Encoder):
         return called(self.resnet, _coloured(prepared, self.side))
 
 
-class FrozenResNetEncoder(Encoder):
+class FrozenResNetEncoder(FrozenEncoder):
     """A linear layer on the pooled features of a public ResNet, which is computed once a record and never changes."""
 
     def __init__(self, config: ResNetConfig, out_features: int, scale: float) -> None:
-        super().__init__(out_features, scale)
         weights = read_weights(image_files(config), config.weights_sha256)
         name = f"{config.name}/{config.side}/{weights.sha256}"
-        self.backbone = shared_backbone(name, lambda name: _frozen(weights, config, name))
-        self.notes, self.public_parameters = self.backbone.notes, self.backbone.parameters
-        self.linear = small_linear(self.backbone.width, out_features)
-
-    def prepare(self, raw: RawValues) -> Tensor:
-        """float32 [n, 1, H, W] in [0, 1] -> pooled features float32 [n, 512 or 2048], standardised."""
-        return self.backbone.features(raw)
-
-    def embed(self, prepared: Tensor) -> Tensor:
-        """float32 [B, width] -> [B, F]."""
-        return called(self.linear, prepared)
+        backbone = shared_backbone(name, lambda name: _frozen(weights, config, name))
+        super().__init__(backbone, out_features, scale)
 
 
 def resnet_encoder(config: ResNetConfig, out_features: int, scale: float) -> Encoder:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secure_fed.models.encoders import INPUT_SCALE, RawValues
+from secure_fed.models.encoders import INPUT_SCALE, Encoder, RawValues, called, small_linear
 from secure_fed.models.prepared import PreparedCache, content_digest
 
 _PREPARED = PreparedCache()
@@ -73,6 +73,24 @@ class FrozenBackbone:
     def _alone(self, raw: RawValues) -> Tensor:
         with torch.no_grad():
             return F.layer_norm(self._pooled(raw), (self.width,)) * INPUT_SCALE
+
+
+class FrozenEncoder(Encoder):
+    """A linear layer on the features of a public network, which are computed once a record and never change."""
+
+    def __init__(self, backbone: FrozenBackbone, out_features: int, scale: float) -> None:
+        super().__init__(out_features, scale)
+        self.backbone = backbone
+        self.notes, self.public_parameters = backbone.notes, backbone.parameters
+        self.linear = small_linear(backbone.width, out_features)
+
+    def prepare(self, raw: RawValues) -> Tensor:
+        """Raw values of n records -> the backbone's features float32 [n, width], standardised."""
+        return self.backbone.features(raw)
+
+    def embed(self, prepared: Tensor) -> Tensor:
+        """float32 [B, width] -> [B, F]."""
+        return called(self.linear, prepared)
 
 
 @contextmanager

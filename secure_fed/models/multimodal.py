@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from secure_fed.models.units import Unit
 FUSION = "fusion"
 
 PartMaker = Callable[[], nn.Module]
+_Part = TypeVar("_Part", bound=nn.Module)
 
 
 def component_of(path: str) -> str:
@@ -125,15 +126,24 @@ class MultimodalModel(nn.Module):
             return self.encoders[rest]
         return self.part(component) if rest else self.get_submodule(kind)
 
-    def part(self, component: str) -> nn.Module:
-        """The method's part called `component`. Raises ConfigError, naming the known ones."""
+    @overload
+    def part(self, component: str) -> nn.Module: ...
+
+    @overload
+    def part(self, component: str, kind_of: type[_Part]) -> _Part: ...
+
+    def part(self, component: str, kind_of: type[nn.Module] = nn.Module) -> nn.Module:
+        """The method's part called `component`, which is a `kind_of`. Raises ConfigError, naming the known ones."""
         kind, _, rest = component.partition(".")
         of_kind = self.parts[kind] if kind in self.parts else nn.ModuleDict()
         assert isinstance(of_kind, nn.ModuleDict)  # noqa: S101  # narrows ModuleDict's type
         if rest not in of_kind:
             known = ", ".join(self.part_names()) or "none"
             raise ConfigError(f"no part {component!r}: this model has {known}")
-        return of_kind[rest]
+        found = of_kind[rest]
+        if not isinstance(found, kind_of):
+            raise ConfigError(f"part {component!r} is a {type(found).__name__}, expected a {kind_of.__name__}")
+        return found
 
     def part_names(self) -> tuple[str, ...]:
         """Names of all parts."""
@@ -203,9 +213,7 @@ class MultimodalModel(nn.Module):
 
     def translator(self, source: str, target: str) -> Translator:
         """The translator of a pair. Raises ConfigError, naming the parts that there are."""
-        found = self.part(f"translator.{source}_to_{target}")
-        assert isinstance(found, Translator)  # noqa: S101  # narrows ModuleDict's type
-        return found
+        return self.part(f"translator.{source}_to_{target}", Translator)
 
     def classify(self, features: Mapping[str, Tensor]) -> Tensor:
         """Features of all modalities, [B, F] each -> logits [B, L]."""
