@@ -43,8 +43,8 @@ Source = Literal["features", "inputs"]
 """What a translator reads: the source encoder's feature, or what that encoder reads itself."""
 
 
-TranslationError = Literal["mse", "logits", "cosine"]
-"""What a translation is held against: the real feature, what the head makes of it, or its direction."""
+TranslationError = Literal["mse", "logits", "cosine", "labels"]
+"""What a translation is held against: the real feature, what the head makes of it, its direction, or the labels."""
 
 
 class TranslatorTraining(MethodConfig):
@@ -74,6 +74,9 @@ class FinConfig(TranslatorTraining):
 
     loss `mse` is the paper's, the squared error, summed over features. `logits` is the squared error of what the
     fusion head makes of a translation: under noise it pays to spend the few steps on what the classifier looks at.
+    `labels` is the cross entropy of the frozen head with the translation in the real feature's place. A head that has
+    met zeros there already counts the present modality for the absent one; a faithful translation counts it twice, and
+    this loss alone sees it. What it learns is what the head lacks, not a likeness of the feature.
     `cosine` leaves a translation's length open; features have one length, so with a normalised output it is `mse`.
     """
 
@@ -179,7 +182,7 @@ class TranslatorMethod(TranslatorImputation):
 
 
 class Fin(TranslatorMethod):
-    """FIN with translators trained by gradient descent on the squared error in feature space."""
+    """FIN with translators trained by gradient descent, each pair's on the records that have both."""
 
     name: ClassVar[str] = "fin"
 
@@ -188,7 +191,7 @@ class Fin(TranslatorMethod):
         self.options = config
 
     def translation_loss(self, pairs: Sequence[Pair]) -> Loss:
-        """The error of every pair's translation, in feature space."""
+        """What every pair's translations are held against, summed."""
         loss, source = self.options.loss, self.source
         return lambda model, batch, _context: translation_loss(model, batch, pairs, loss, source)
 
@@ -200,7 +203,7 @@ def translation_loss(
     loss: TranslationError = "mse",
     source: Source = "features",
 ) -> Tensor:
-    """Error of each translation against the real feature, summed over pairs: [B].
+    """Error of each translation, summed over pairs: [B]; `FinConfig` says of what kinds.
 
     MSE(I -> T) + MSE(T -> I) of FIN, summed over features rather than averaged so that the gradients stand
     above the noise. Encoders are frozen: features carry no gradient. Records without both sides count zero.
@@ -216,6 +219,9 @@ def translation_loss(
             case "logits":
                 head = head_of(model, to)
                 error = squared_error(translated @ head.T, real @ head.T)
+            case "labels":
+                logits = model.classify({**features, to: translated})
+                error = masked_bce(logits, batch.labels, batch.label_mask)
             case "cosine":
                 error = cosine_error(translated, real)
         total = total + has_both(batch, (of, to)) * error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from secure_fed.data.records import ModalitySpec, Schema
 from secure_fed.errors import ConfigError
 from secure_fed.methods import build
-from secure_fed.methods.base import in_context, shared_pairs, translator_name
-from secure_fed.methods.fin import FinConfig, cosine_error, squared_error, translation_loss
+from secure_fed.methods.base import in_context, masked_bce, shared_pairs, translator_name
+from secure_fed.methods.fin import FinConfig, TranslationError, cosine_error, squared_error, translation_loss
 from secure_fed.methods.zero_fill import ZeroFillConfig
 from secure_fed.models.config import ModelConfig
+from secure_fed.privacy.dpsgd import dp_sgd
 from secure_fed.privacy.noise import ReproducibleNoise
-from secure_fed.privacy.plan import GaussianPlan
+from secure_fed.privacy.plan import GaussianPlan, TrainingOptions
 from secure_fed.privacy.preflight import preflight
 
 FIN = FinConfig(name="fin", **TRAINING)
@@ -87,10 +89,24 @@ def test_a_record_teaches_exactly_the_translators_between_what_it_has(case):
     torch.testing.assert_close(translation_loss(model, batch, pairs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_translators_are_trained_on_frozen_encoders() -> None:
-    model = model_of(fin(), TWO, [EVERYTHING])
-    translation_loss(model, complete_batch(model), BOTH).sum().backward()
-    assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"parts"}
+@pytest.mark.parametrize("loss", get_args(TranslationError))
+def test_translators_are_trained_on_frozen_encoders_and_head(loss) -> None:
+    method = fin(loss=loss)
+    model = model_of(method, TWO, [EVERYTHING])
+    found = {found.name: found for found in method.phases(TWO, BOTH, 20, 6)}["translate"]
+    before = {component: model.get_component(component) for component in model.components()}
+    options = TrainingOptions(learning_rate=0.1, max_physical_batch=64)
+    dp_sgd(
+        model,
+        found.components,
+        in_context(found.loss, None),
+        complete_batch(model),
+        PLAN,
+        options,
+        ReproducibleNoise(0),
+    )
+    moved = {name for name, values in before.items() if not np.array_equal(values, model.get_component(name))}
+    assert moved == {translator_name(pair) for pair in BOTH}
 
 
 # -- losses -----------------------------------------------------------------------------------------------
@@ -126,6 +142,20 @@ def test_the_logits_error_is_what_a_translation_does_to_the_classifiers_logits()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     loss.sum().backward()
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"parts"}
+
+
+def test_the_labels_error_is_the_heads_with_the_translation_in_the_features_place() -> None:
+    """Records without both cost nothing."""
+    model = model_of(fin(), TWO, [EVERYTHING])
+    batch = complete_batch(model)
+    features = {name: value.detach() for name, value in model.encode(batch).items()}
+    expected = torch.zeros(len(batch))
+    for source, target in BOTH:
+        imputed = {**features, target: model.translate(source, target, features[source])}
+        expected = expected + masked_bce(model.classify(imputed), batch.labels, batch.label_mask)
+    loss = translation_loss(model, batch, BOTH, "labels")
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert not translation_loss(model, batch.without({"labs"}), BOTH, "labels").any()
 
 
 # -- what a translator reads ------------------------------------------------------------------------------
@@ -272,6 +302,7 @@ SMALL_DECODER = {
         ({"source": "inputs"}, {"name": "linear"}, "hooks", "translate"),
         ({"refit_share": 0.2, "train_with_modality_dropout": 0.3}, {"name": "linear"}, "hooks", "refit"),
         ({"loss": "logits"}, {"name": "linear"}, "hooks", "translate"),
+        ({"loss": "labels"}, {"name": "linear"}, "hooks", "translate"),
         pytest.param({"loss": "logits"}, {"name": "linear"}, "ghost", "translate", marks=pytest.mark.slow),
         pytest.param({"loss": "cosine"}, {"name": "mlp"}, "ghost", "translate", marks=pytest.mark.slow),
         pytest.param({}, SMALL_DECODER, "hooks", "translate", marks=pytest.mark.slow),
