@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Fails where a claim names no test, or a paper names a test or a benchmark that does not exist.
+"""Fails where a claim names no test, a paper names a test or benchmark that does not exist, or README a stale score.
 
-Claims are table rows of threat_model.md: `| T-01 | claim | tests/a/test_b.py::test_c, ... |`.
+Claims are table rows of threat_model.md: `| T-01 | claim | tests/a/test_b.py::test_c, ... |`. README's rows of scores
+are copies of rows of docs/results.md, which a script writes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _CLAIM = re.compile(r"^\s*\|\s*`?(?P<id>[A-Z]+-\d+)`?\s*\|(?P<rest>.*)$")
 _MALFORMED = re.compile(r"^\s*\|\s*`?(?P<id>[Tt]-?\d+\w*)`?\s*\|")
 # A parametrised name ends in [values]; a class stands between file and function.
 _TEST = re.compile(r"tests/[\w./-]+\.py(?:::\w+)+")
+_SCORE = re.compile(r"(?<![\d.])[01]?\.\d{3}\b")
 _BENCHMARK = re.compile(r"(?<![\w/.-])benchmarks/[\w./-]+\.py")
 
 
@@ -30,7 +32,7 @@ def check(root: Path) -> list[str]:
     for paper in [model, root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
         if paper.is_file():
             complaints += _mentions(root, paper)
-    return complaints
+    return complaints + list(_scores(root))
 
 
 def _claims(model: Path) -> Iterator[str]:
@@ -65,6 +67,16 @@ def _mentions(root: Path, paper: Path) -> Iterator[str]:
         for path in _BENCHMARK.findall(line):
             if not (root / path).is_file():
                 yield f"{where}:{number}: {path}: there is no such benchmark"
+
+
+def _scores(root: Path) -> Iterator[str]:
+    """Complaints about README's table rows with a score that are not, to the letter, rows of docs/results.md."""
+    readme, results = root / "README.md", root / "docs" / "results.md"
+    if readme.is_file():
+        written = {line for _, line in _lines(results)} if results.is_file() else set()
+        for number, line in _lines(readme):
+            if line.startswith("|") and _SCORE.search(line) and line not in written:
+                yield f"{readme.name}:{number}: this row of scores is not in docs/results.md: copy it from there"
 
 
 def _lines(paper: Path) -> Iterable[tuple[int, str]]:

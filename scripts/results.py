@@ -88,8 +88,8 @@ Differences to `{BASELINE}` are paired over seeds, ± one standard error; p is S
 its table. A difference is bold, and called a gain or a loss, only where its interval leaves out 0. A seed fixes data,
 split and initial weights; the noise is the operating system's and never repeats.
 
-Learning rates and clip norms were chosen on other runs and are not charged: read the tables as comparisons, not as
-releases.
+Learning rates, clip norms and methods' defaults were chosen on other runs, of other seeds, and are not charged: read
+the tables as comparisons, not as releases.
 """
 
 _QUALITY = """\

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with the test extra; run ruff, mypy --strict, the import contract, the claims check and pytest.
 # ./scripts/test.sh PYTEST_ARGS runs a part:  ./scripts/test.sh tests/secagg -x
-# ./scripts/test.sh -m slow                   runs the slow tests (utility floors, big models, long fuzzing, flwr run, a browser; about a quarter of an hour)
+# ./scripts/test.sh -m slow                   runs the slow tests (utility floors, big models, long fuzzing, all crashes, Ray, flwr run, a browser; about twenty minutes)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

@@ -209,10 +209,12 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="Where the CSV goes; standard output without.")] = None,
 ) -> None:
     """Probabilities for new records, any modality missing, as CSV: id, one column a label."""
-    from secure_fed.files import write_whole
+    from secure_fed.files import require_place_for, write_whole
     from secure_fed.prediction import predict_csv
 
     with said_plainly():
+        if output is not None:
+            require_place_for(output)
         text = predict_csv(run_folder, data)
         if output is None:
             sys.stdout.write(text)

@@ -69,7 +69,7 @@ def _config(path: Path, name: str | None, reports: Path | None) -> FilmSetConfig
 
     kind = name or kind_of(path)
     if kind not in _SETS:
-        raise ConfigError(f"--data {kind} is unknown: give one of {', '.join(_SETS)}")
+        raise ConfigError(f"--data {kind} cannot be checked: give one of {', '.join(_SETS)}")
     if reports is not None and kind != "mimic_cxr":
         raise ConfigError(f"--reports is for mimic_cxr, and this is {kind}: leave it out")
     if kind == "mimic_cxr":

@@ -35,6 +35,8 @@ def render_examination(found: Examination, console: Console) -> None:
         console.print(str(problem), style="red", highlight=False, markup=False, soft_wrap=True)
     if (more := len(found.problems) - _MOST_PROBLEMS) > 0:
         console.print(f"and {more} more kinds of problems; --json lists all", style="red")
+    for note in found.notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if not found.problems:
         console.print("no problem found", style="green")
     if found.totals["images opened"] + found.totals["images not on disk"] < found.totals["images"]:

@@ -46,8 +46,17 @@ def write_durably(path: Path, data: bytes, *, overwrite: bool, sync_name: bool =
         sync_folder(path.parent)
 
 
+def require_place_for(path: Path) -> None:
+    """Raise DataError where no file can come to `path`, whatever its text; asked before long work."""
+    if path.is_dir():
+        raise DataError(f"{path} cannot be written: it is a folder. Name a file in it, or another one.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written: there is no folder {path.parent}. Make it first.")
+
+
 def write_whole(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all; raises DataError where the folder refuses it."""
+    """Write a text file whole or not at all; raises DataError where there is no place for it, or it is refused."""
+    require_place_for(path)
     whole: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from secure_fed.federation.config import RunConfig
+from secure_fed.report.formats import plural
 
 
 class LiveProgress:
@@ -54,8 +55,8 @@ class LiveProgress:
             else "no privacy"
         )
         self._console.print(
-            f"{config.method.name} on {config.data.name}: {config.federation.members} sites, "
-            f"{rounds} rounds, {target}, engine {config.engine.name}"
+            f"{config.method.name} on {config.data.name}: {plural(config.federation.members, 'site')}, "
+            f"{plural(rounds, 'round')}, {target}, engine {config.engine.name}"
         )
         for note in notes:
             self._console.print(note, markup=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from secure_fed.config import compose_config, freeze
 from secure_fed.federation.config import RunConfig
+from secure_fed.sweep.axes import last_of_each_key
+from secure_fed.sweep.composing import Composer
 
 SMALL = (
     "data.patients=240",
@@ -23,6 +26,20 @@ SMALL = (
 
 MakeConfig = Callable[..., RunConfig]
 
+COMPOSER = Composer()
+"""Hydra takes a fifth of a second; this asks it once for each choice of groups and gives what it would give."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """No waiting for the disk: a run syncs hundreds of times, and only a power cut could tell.
+
+    Tests of syncing watch its calls; runs in processes of their own sync as ever.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses what is no open file, as syncing does
+        yield
+
 
 @pytest.fixture
 def small() -> tuple[str, ...]:
@@ -33,7 +50,8 @@ def small() -> tuple[str, ...]:
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
     def make(*overrides: str, folder: Path | None = None) -> RunConfig:
-        return freeze(compose_config([*SMALL, *overrides]), folder or tmp_path / "run")
+        composed = COMPOSER(last_of_each_key([*SMALL, *overrides]))
+        return composed.model_copy(update={"run_dir": str(folder or tmp_path / "run")})
 
     return make
 

@@ -111,6 +111,17 @@ def test_readme_and_docs_are_checked_for_tests_and_benchmarks(repository):
     assert "docs/deep/a.md:2: benchmarks/also_gone.py" in complaints
 
 
+def test_a_row_of_scores_in_readme_has_to_stand_in_the_results(repository):
+    claim = "| T-01 | x | tests/secagg/test_mask.py::test_table |"
+    row = "| fin | 5 | 0.751 | −0.003 ± 0.002 |"
+    (repository / "README.md").write_text(f"| method | seeds |\n|---|---|\n{row}\n| size | 12.1 MB |\n")
+    assert "README.md:3: this row of scores is not in docs/results.md" in refused(repository, claim)
+    (repository / "docs" / "results.md").write_text(f"# Results\n{row.replace('0.751', '0.752')}\n")
+    assert len(refused(repository, claim).splitlines()) == 1
+    (repository / "docs" / "results.md").write_text(f"# Results\n{row}\n")
+    assert run(repository, claim).returncode == 0
+
+
 def test_a_missing_or_empty_threat_model_is_refused(repository):
     result = subprocess.run([sys.executable, SCRIPT, repository], capture_output=True, text=True, check=False)
     assert result.returncode == 1

@@ -166,8 +166,9 @@ WRONG: dict[str, tuple[Sequence[str], int, Sequence[str]]] = {
         ["'data.patients'", "did you mean data.root", "--cfg job"],
     ),
     "text for a number": (["seed=x"], 2, ["seed='x'", "integer"]),
-    "an unknown scheme": (["federation.partition.scheme=foo"], 2, ["'foo'", "'iid', 'dirichlet' or 'column'"]),
-    "a site column that is not there": (["federation.partition.scheme=column"], 2, ["site column", "scheme='iid'"]),
+    "an unknown scheme": (["federation.partition.scheme=foo"], 2, ["scheme='foo'", "or column (by the"]),
+    "the ICU types by another name": (["federation.partition.scheme=icu"], 2, ["the ICU type of physionet2012"]),
+    "a site column that is not there": (["federation.partition.scheme=column"], 2, ["site column", "or use iid"]),
     "an unknown modality": (
         ["federation.ownership={image:1,audio:1,image+text:3}"],
         2,
@@ -343,6 +344,11 @@ def test_a_run_that_is_for_comparison_only_says_so_on_top_of_every_output(
 # -- progress --------------------------------------------------------------------------------------------------
 
 
+def test_one_round_is_called_one_round(make_config, capsys) -> None:
+    LiveProgress().begin(make_config("federation.rounds=1", "method=zero_fill"), 0)
+    assert ": 5 sites, 1 round, epsilon" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_shows_round_scores_epsilon_and_survivors_in_80_columns(make_config, monkeypatch, terminal) -> None:
     shown = io.StringIO()
@@ -366,6 +372,7 @@ def test_progress_shows_round_scores_epsilon_and_survivors_in_80_columns(make_co
         progress.round({key: value for key, value in line.items() if not key.startswith("auroc") or not terminal})
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     lines = [part.rstrip() for part in re.split(r"[\r\n]+", text) if part.strip()]
+    assert ": 5 sites, 3 rounds, epsilon" in text
     assert all(len(part) <= (80 if terminal else 120) for part in lines[1:]), "the first line may wrap"
     assert not any("…" in part for part in lines)
     last = lines[-1]

@@ -99,27 +99,30 @@ def layout_of(config: DataConfig) -> tuple[SitesOf, ...]:
     return _layout_of_composite(config, schema_of(config)) if isinstance(config, CompositeConfig) else ()
 
 
-def survey(config: MimicCxrConfig | OpenIConfig | ChexpertConfig, faults: Faults) -> Survey:
-    """What a chest film set holds, without opening an image or a report; raises DataError where it is no such set."""
+def survey(config: MimicCxrConfig | OpenIConfig | ChexpertConfig, faults: Faults, key: str = "data") -> Survey:
+    """What a chest film set holds, without opening an image or a report; raises DataError where it is no such set.
+
+    `key` is where `config` stands, for messages: data, or data.parts.NAME.data for a part of a composite.
+    """
     if config.root is None:
-        raise DataError(f"data.root of {config.name} has no value: give the folder that the set lies in")
+        raise DataError(f"{key}.root of {config.name} has no value: give the folder that the set lies in")
     if isinstance(config, MimicCxrConfig):
-        return survey_mimic_cxr(config, config.root, faults)
+        return survey_mimic_cxr(config, config.root, faults, key)
     if isinstance(config, OpenIConfig):
-        return survey_open_i(config, config.root, faults)
-    return survey_chexpert(config, config.root, faults)
+        return survey_open_i(config, config.root, faults, key)
+    return survey_chexpert(config, config.root, faults, key)
 
 
-def _sides(config: PartConfig, seed: int) -> tuple[Records, Records | None, Mapping[str, int]]:
+def _sides(config: PartConfig, seed: int, key: str = "data") -> tuple[Records, Records | None, Mapping[str, int]]:
     """A set's training side, its own hold-out where it has one and that is wanted, and notes."""
     if isinstance(config, SyntheticCxrConfig):
         records = generate_synthetic_cxr(config, seed)
         return records, None, {"studies generated": len(records), "patients": config.patients}
     if isinstance(config, MimicCxrConfig | OpenIConfig | ChexpertConfig):
-        sides = records_of(survey(config, Faults()), config)
+        sides = records_of(survey(config, Faults(), key), config, key)
         return sides.training, sides.holdout, sides.notes
     if isinstance(config, PhysioNet2012Config):
-        records, notes = read_physionet2012(config.root)
+        records, notes = read_physionet2012(config.root, key)
     else:
-        records, notes = read_manifest(config)
+        records, notes = read_manifest(config, key=key)
     return records, None, notes

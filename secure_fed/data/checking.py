@@ -16,9 +16,9 @@ from typing import Any
 from secure_fed.data.chexpert import chexpert_folder
 from secure_fed.data.config import ChexpertConfig, MimicCxrConfig, OpenIConfig
 from secure_fed.data.images import read_grey
-from secure_fed.data.mimic_cxr import METADATA
+from secure_fed.data.mimic_cxr import METADATA, SPLIT
 from secure_fed.data.open_i import PROJECTIONS, REPORTS, xml_folder
-from secure_fed.data.radiology import UNCERTAIN, Film, Study, Survey, report_of
+from secure_fed.data.radiology import HELD_OUT, UNCERTAIN, Film, Study, Survey, report_of
 from secure_fed.data.synthetic_cxr import CHEXPERT_LABELS
 from secure_fed.data.tables import Fault, Faults, Place, find_table
 from secure_fed.errors import DataError
@@ -57,6 +57,7 @@ class Examination:
     """What was found, all of it fit to be shown.
 
     labels: label -> positive, negative, uncertain, blank, but for those that no label of the set ever is.
+    notes: what the set lacks for some configuration, though nothing is wrong with it.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Examination:
     prevalence: Mapping[str, float | None]
     sections: Mapping[str, Count]
     problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The same for machines."""
@@ -81,6 +83,7 @@ class Examination:
             },
             "sections": dict(self.sections),
             "problems": [vars(problem) | {"lines": list(problem.lines)} for problem in self.problems],
+            "notes": list(self.notes),
         }
 
 
@@ -96,7 +99,8 @@ def kind_of(path: Path) -> str:
         return "chexpert"
     raise DataError(
         f"{path} holds none of {METADATA}(.gz), {REPORTS} with {PROJECTIONS}, ecgen-radiology/*.xml, and train.csv or "
-        "valid.csv: give the folder of MIMIC-CXR-JPG, Open-I or CheXpert, or say with --data which one it should be"
+        "valid.csv: give the folder of MIMIC-CXR-JPG, Open-I or CheXpert, or say with --data which one it should be. "
+        "No other set can be checked: a run reads physionet2012 or a manifest whole before its first round"
     )
 
 
@@ -153,6 +157,7 @@ def examine(
         prevalence={name: _prevalence(counts[name], labels[name]) for name in CHEXPERT_LABELS},
         sections={name: section_shown(count, texts, exact) for name, count in sections.items()},
         problems=_grouped(faults.found),
+        notes=_lacking(config, studies),
     )
 
 
@@ -257,6 +262,17 @@ def _prevalence(counts: Mapping[str, int], cells: Mapping[str, Count]) -> float 
     if not known or any(isinstance(cells.get(value), str) for value in ("positive", "negative")):
         return None
     return round(counts["positive"] / known, 4)
+
+
+def _lacking(config: FilmSetConfig, studies: Sequence[Study]) -> tuple[str, ...]:
+    """Whether the official split could be asked for, of a set that was released with one."""
+    if isinstance(config, OpenIConfig) or any(study.split in HELD_OUT for study in studies):
+        return ()
+    table = f"{SPLIT}(.gz)" if isinstance(config, MimicCxrConfig) else "valid.csv"
+    return (
+        f"no study of an official test side, which {table} would name: a run with data.split=official would be "
+        "refused; data.split=patient, the default, holds out patients by lot",
+    )
 
 
 def _has_frontal(study: Study) -> bool:

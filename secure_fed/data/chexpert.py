@@ -29,11 +29,11 @@ def chexpert_folder(root: Path) -> Path | None:
     return next((at for at in places if find_table(at, "train.csv") or find_table(at, "valid.csv")), None)
 
 
-def survey_chexpert(config: ChexpertConfig, root: Path, faults: Faults) -> Survey:
+def survey_chexpert(config: ChexpertConfig, root: Path, faults: Faults, key: str = "data") -> Survey:
     """Every study that the tables name, one for all its rows. Raises DataError where `root` holds neither table."""
     folder = chexpert_folder(root)
     if folder is None:
-        raise DataError(f"data.root={root} holds no train.csv or valid.csv: give the folder of CheXpert")
+        raise DataError(f"{key}.root={root} holds no train.csv or valid.csv: give the folder of CheXpert")
     studies: dict[tuple[str, str, str], Study] = {}
     seen: set[str] = set()
     rows = 0

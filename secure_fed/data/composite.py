@@ -50,20 +50,21 @@ def schema_of_composite(config: CompositeConfig, schema_of: Callable[[PartConfig
 def compose(
     config: CompositeConfig,
     seed: int,
-    load: Callable[[PartConfig, int], tuple[Records, Records | None, Mapping[str, int]]],
+    load: Callable[[PartConfig, int, str], tuple[Records, Records | None, Mapping[str, int]]],
 ) -> Composed:
     """Read every part and the hold-out; `load` gives a set's training side, its own hold-out if any, and notes.
 
+    It is told the set, its seed, and the key that the set stands under, which its messages name.
     Stand-ins are drawn from seeds of their own, so that no two parts have a patient in common; patients of different
     parts never share an id. What `load` raises.
     """
     notes: dict[str, int] = {}
     parts = []
     for name, part in config.parts.items():
-        records, _, told = load(part.source, _seed_of(seed, name))
+        records, _, told = load(part.source, _seed_of(seed, name), f"data.parts.{name}.data")
         parts.append(_named(records, name))
         notes |= {f"{name}: {what}": count for what, count in told.items()}
-    training, own, told = load(config.holdout.source, _seed_of(seed, "the hold-out"))
+    training, own, told = load(config.holdout.source, _seed_of(seed, "the hold-out"), "data.holdout.data")
     notes |= {f"holdout: {what}": count for what, count in told.items()}
     return Composed(concatenated(parts), _named(training if own is None else own, "holdout"), notes)
 

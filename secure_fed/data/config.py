@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secure_fed.data.records import MODALITY_NAME
 
@@ -136,12 +136,12 @@ class RadiologyConfig(_Frozen):
     max_records: int | None = Field(default=None, ge=1)
     missing_files: Literal["error", "skip"] = "error"
 
-    @model_validator(mode="after")
-    def _nothing_named_twice(self) -> RadiologyConfig:
-        for key, chosen in (("views", self.views), ("sections", self.sections)):
-            if len(set(chosen)) != len(chosen):
-                raise ValueError(f"data.{key}={list(chosen)} names one twice: name each once")
-        return self
+    @field_validator("views", "sections")
+    @classmethod
+    def _nothing_named_twice(cls, chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(chosen)) != len(chosen):
+            raise ValueError("one is named twice: name each once")
+        return chosen
 
 
 class MimicCxrConfig(RadiologyConfig):

@@ -45,14 +45,17 @@ def schema_of_manifest(config: ManifestConfig) -> Schema:
     )
 
 
-def read_manifest(config: ManifestConfig, *, require_labels: bool = True) -> tuple[Records, Mapping[str, int]]:
+def read_manifest(
+    config: ManifestConfig, *, require_labels: bool = True, key: str = "data"
+) -> tuple[Records, Mapping[str, int]]:
     """Records in the order of the file, and notes of what was counted.
 
     With require_labels=False (prediction) the label, unit and site columns may be missing, and so may all the
     columns of a modality, which is then missing everywhere; missing labels are NaN, and `unit_ids` holds the
-    record ids. Raises DataError, naming file, line, column, value and way out.
+    record ids. `key` is where `config` stands, for messages. Raises DataError, naming file, line, column, value
+    and way out.
     """
-    rows = _read_rows(config, require_labels)
+    rows = _read_rows(config, require_labels, key)
     schema = schema_of_manifest(config)
     values: dict[str, ValueArray] = {}
     presence = {}
@@ -147,8 +150,8 @@ def _spec(name: str, column: _Column) -> ModalitySpec:
     return ModalitySpec(name, "tabular", (len(features),), features)
 
 
-def _read_rows(config: ManifestConfig, require_labels: bool) -> list[_Row]:
-    text = _read_text(config.path, "data.path should be a CSV file with a header line")
+def _read_rows(config: ManifestConfig, require_labels: bool, key: str) -> list[_Row]:
+    text = _read_text(config.path, f"{key}.path should be a CSV file with a header line")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

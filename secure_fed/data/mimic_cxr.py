@@ -16,7 +16,7 @@ from secure_fed.data.tables import Faults, Place, Row, find_table, read_table
 from secure_fed.errors import DataError
 
 METADATA = "mimic-cxr-2.0.0-metadata.csv"
-_SPLIT = "mimic-cxr-2.0.0-split.csv"
+SPLIT = "mimic-cxr-2.0.0-split.csv"
 _SPLITS = frozenset({"train", "validate", "test"})
 _NUMBER = re.compile(r"\d{8}")
 _IMAGE = re.compile(r"[0-9a-f-]{1,64}")  # hexadecimal with dashes, so no path of its own
@@ -33,15 +33,15 @@ class _Found:
     films: list[Film] = field(default_factory=list)
 
 
-def survey_mimic_cxr(config: MimicCxrConfig, root: Path, faults: Faults) -> Survey:
+def survey_mimic_cxr(config: MimicCxrConfig, root: Path, faults: Faults, key: str = "data") -> Survey:
     """Every study that the metadata names. Raises DataError where `root` does not hold the tables that are needed."""
     metadata, labels = find_table(root, METADATA), find_table(root, f"mimic-cxr-2.0.0-{config.labeller}.csv")
-    splits = find_table(root, _SPLIT)
+    splits = find_table(root, SPLIT)
     if metadata is None or labels is None:
         missing = METADATA if metadata is None else f"mimic-cxr-2.0.0-{config.labeller}.csv"
-        raise DataError(f"data.root={root} holds no {missing}(.gz): give the folder of MIMIC-CXR-JPG")
+        raise DataError(f"{key}.root={root} holds no {missing}(.gz): give the folder of MIMIC-CXR-JPG")
     if splits is None and config.split == "official":
-        raise DataError(f"data.root={root} holds no {_SPLIT}.gz: fetch it, or give data.split=patient")
+        raise DataError(f"{key}.root={root} holds no {SPLIT}.gz: fetch it, or give {key}.split=patient")
     split_of = {} if splits is None else _splits(splits, faults)
     found: dict[_Key, _Found] = {}
     images: set[str] = set()
@@ -99,7 +99,7 @@ def _add_film(
     if has_splits:
         of_study, split = split_of.get(image, (None, ""))
         if of_study != key:
-            faults.add(row.place, f"does not agree with {_SPLIT} about this image's patient and study")
+            faults.add(row.place, f"does not agree with {SPLIT} about this image's patient and study")
             return
     images.add(image)
     patient, study = key

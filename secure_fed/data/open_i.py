@@ -34,7 +34,7 @@ def xml_folder(root: Path) -> Path | None:
     return next((at for at in places if at.is_dir() and any(at.glob("*.xml"))), None)
 
 
-def survey_open_i(config: OpenIConfig, root: Path, faults: Faults) -> Survey:
+def survey_open_i(config: OpenIConfig, root: Path, faults: Faults, key: str = "data") -> Survey:
     """Every report with its images: from the CSVs where both are there, else from the XML.
 
     The XML does not say how an image was taken: where indiana_projections.csv lies beside it, that does.
@@ -49,14 +49,14 @@ def survey_open_i(config: OpenIConfig, root: Path, faults: Faults) -> Survey:
         studies = _from_xml(folder, views, images, faults)
     else:
         raise DataError(
-            f"data.root={root} holds neither ecgen-radiology/*.xml nor {REPORTS} with {PROJECTIONS}: give the folder "
+            f"{key}.root={root} holds neither ecgen-radiology/*.xml nor {REPORTS} with {PROJECTIONS}: give the folder "
             "that the archives of Open-I were unpacked in"
         )
     if studies and projections is None and "unknown" not in config.views:
         faults.add(
             Place(root, "ecgen-radiology/*.xml"),
             f"the XML does not say which images are frontal: lay {PROJECTIONS} beside it, or name `unknown` among the "
-            "set's views, as in data.views=[frontal,unknown]",
+            f"set's views, as in {key}.views=[frontal,unknown]",
         )
     counts = {"studies read": len(studies), "images named": sum(len(study.films) for study in studies)}
     return Survey(tuple(studies), counts)

@@ -70,8 +70,8 @@ def partition(records: Records, sites: int, scheme: Scheme, seed: int, *, alpha:
     elif scheme == "column":
         if records.groups is None:
             raise ConfigError(
-                "scheme='column' needs a site column and this data set has none: name one (data.site for a "
-                "manifest), or use scheme='iid'"
+                "federation.partition.scheme=column needs a site column and this data set has none: name one "
+                "(data.site for a manifest), or use iid"
             )
         site_of = _by_group(rng, records.groups, unit_of, len(units), sites)
     else:
@@ -184,8 +184,8 @@ def _by_group(rng: np.random.Generator, groups: StringArray, unit_of: IndexArray
     kept, home = np.unique(votes.argmax(axis=1), return_inverse=True)
     if len(kept) > sites:
         raise ConfigError(
-            f"scheme='column' finds {len(kept)} groups ({', '.join(names[kept[:8]])}) for sites={sites}: "
-            f"give at least {len(kept)} sites"
+            f"federation.partition.scheme=column finds {len(kept)} groups ({', '.join(names[kept[:8]])}) for "
+            f"sites={sites}: give at least {len(kept)} sites"
         )
     sizes = np.bincount(home)
     site_of = np.empty(units, dtype=np.int64)

@@ -88,18 +88,19 @@ class _Stay:
     descriptors: dict[str, float] = field(default_factory=dict)
 
 
-def read_physionet2012(root: Path) -> tuple[Records, Mapping[str, int]]:
+def read_physionet2012(root: Path, key: str = "data") -> tuple[Records, Mapping[str, int]]:
     """Records of all stays with an outcome, by RecordID, and the notes of what was counted and skipped.
 
     `root` is a folder that holds Outcomes-a.txt and set-a/ or set-a.tar.gz, or that tar.gz itself. Groups are
-    the ICU types. Raises DataError for a file that is missing or malformed, with its name and line.
+    the ICU types. Raises DataError for a file that is missing or malformed, with its name and line;
+    `key` is where the configuration stands, for messages.
     """
     folder = root.parent if root.is_file() else root
-    deaths = _read_outcomes(folder / "Outcomes-a.txt", root)
+    deaths = _read_outcomes(folder / "Outcomes-a.txt", root, key)
     tally = _Tally()
     stays: dict[str, _Stay] = {}
     unlabelled: set[str] = set()
-    for where, raw in _stay_files(root):
+    for where, raw in _stay_files(root, key):
         record_id = PurePosixPath(where).stem
         if record_id in stays or record_id in unlabelled:
             raise DataError(f"{where}: stay {record_id} occurs twice: keep one of the files")
@@ -115,18 +116,18 @@ def read_physionet2012(root: Path) -> tuple[Records, Mapping[str, int]]:
     return _records(stays, deaths, tally), tally.notes()
 
 
-def _read_outcomes(path: Path, root: Path) -> dict[str, int | None]:
+def _read_outcomes(path: Path, root: Path, key: str) -> dict[str, int | None]:
     """RecordID -> death (0, 1), or None where the cell is empty."""
     if not root.exists():
         raise DataError(
-            f"{root} does not exist: data.root should be the folder of the released set-a and Outcomes-a.txt"
+            f"{root} does not exist: {key}.root should be the folder of the released set-a and Outcomes-a.txt"
         )
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); it lists the outcomes and is released beside set-a, so "
-            f"data.root={root} is not the released folder"
+            f"{key}.root={root} is not the released folder"
         ) from error
     lines = _text(str(path), raw).splitlines()
     if not lines or lines[0].strip() != _OUTCOME_HEADER:
@@ -146,7 +147,7 @@ def _read_outcomes(path: Path, root: Path) -> dict[str, int | None]:
     return deaths
 
 
-def _stay_files(root: Path) -> Iterator[tuple[str, bytes]]:
+def _stay_files(root: Path, key: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of every stay, from the unpacked folder where there is one, else from the archive."""
     folder, archive = root / "set-a", root if root.is_file() else root / "set-a.tar.gz"
     if folder.is_dir():
@@ -155,7 +156,7 @@ def _stay_files(root: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
         return
     if not archive.is_file():
-        raise DataError(f"{root}: holds neither set-a/ nor set-a.tar.gz; data.root should be the released folder")
+        raise DataError(f"{root}: holds neither set-a/ nor set-a.tar.gz; {key}.root should be the released folder")
     try:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:

@@ -100,20 +100,23 @@ def report_of(study: Study, faults: Faults) -> Mapping[str, str] | None:
     return None if text is None else sections_of(text)
 
 
-def records_of(survey: Survey, config: RadiologyConfig) -> Sides:
-    """Records of the wanted studies. Raises DataError where none is left, or a file that is needed is missing."""
+def records_of(survey: Survey, config: RadiologyConfig, key: str = "data") -> Sides:
+    """Records of the wanted studies. Raises DataError where none is left, or a file that is needed is missing.
+
+    `key` is where `config` stands, for messages.
+    """
     notes = dict(survey.notes)
-    studies = _with_wanted_films(survey.studies, config, notes)
+    studies = _with_wanted_films(survey.studies, config, notes, key)
     official = config.split == "official"
     if official:
-        _refuse_patients_on_two_sides(studies)
+        _refuse_patients_on_two_sides(studies, key)
     used = [study for study in studies if _is_used(study, official)]
     notes["studies of splits that are not used"] = len(studies) - len(used)
     training = [study for study in used if not (official and study.split in HELD_OUT)]
-    sides = [_records(_capped(training, config, notes), config, notes)]
+    sides = [_records(_capped(training, config, notes), config, notes, key)]
     if official:
         holdout = [study for study in used if study.split in HELD_OUT]
-        sides.append(_records(_capped(holdout, config, notes), config, notes))
+        sides.append(_records(_capped(holdout, config, notes), config, notes, key))
     notes["records"] = sum(len(side) for side in sides)
     notes["patients"] = sum(len(set(side.unit_ids.tolist())) for side in sides)
     notes["records without text"] = sum(int((~side.presence["text"]).sum()) for side in sides)
@@ -128,7 +131,9 @@ def _is_used(study: Study, official: bool) -> bool:
     return study.split == "train" or study.split in HELD_OUT if official else study.split != "valid"
 
 
-def _with_wanted_films(studies: Iterable[Study], config: RadiologyConfig, notes: dict[str, int]) -> list[Study]:
+def _with_wanted_films(
+    studies: Iterable[Study], config: RadiologyConfig, notes: dict[str, int], key: str
+) -> list[Study]:
     """Studies with the films to use: wanted views that are on disk, best view first, then by file name."""
     kept, without, missing = [], 0, 0
     for study in studies:
@@ -139,7 +144,7 @@ def _with_wanted_films(studies: Iterable[Study], config: RadiologyConfig, notes:
                 gone = next(film for film in films if not os.path.isfile(film.file))
                 raise DataError(
                     f"image {gone.file} does not exist ({gone.place} names it): `secure-fed data check` counts such "
-                    "images; fetch them, or leave them out with data.missing_files=skip"
+                    f"images; fetch them, or leave them out with {key}.missing_files=skip"
                 )
             missing += len(films) - len(there)
         if not there:
@@ -152,13 +157,13 @@ def _with_wanted_films(studies: Iterable[Study], config: RadiologyConfig, notes:
     return kept
 
 
-def _refuse_patients_on_two_sides(studies: Sequence[Study]) -> None:
+def _refuse_patients_on_two_sides(studies: Sequence[Study], key: str) -> None:
     held_out = {study.patient for study in studies if study.split in HELD_OUT}
     both = held_out & {study.patient for study in studies if study.split == "train"}
     if both:
         raise DataError(
             f"the official split has {len(both)} patients on both sides: is it the one that was released? "
-            "data.split=patient splits by patient instead"
+            f"{key}.split=patient splits by patient instead"
         )
 
 
@@ -186,12 +191,12 @@ def _place_in_subset(patient: str) -> bytes:
     return hashlib.sha256(f"secure_fed subset/{patient}".encode()).digest()
 
 
-def _records(studies: Sequence[Study], config: RadiologyConfig, notes: dict[str, int]) -> Records:
+def _records(studies: Sequence[Study], config: RadiologyConfig, notes: dict[str, int], key: str) -> Records:
     """A record for each film of each study, in order. Raises DataError where there is none."""
     if not studies:
         raise DataError(
-            f"no record is left with data.views={list(config.views)}, data.split={config.split} and "
-            f"data.max_records={config.max_records}: `secure-fed data check` shows what the set holds"
+            f"no record is left with {key}.views={list(config.views)}, {key}.split={config.split} and "
+            f"{key}.max_records={config.max_records}: `secure-fed data check` shows what the set holds"
         )
     rows = [(study, film) for study in studies for film in study.films]
     faults = Faults()
@@ -203,8 +208,8 @@ def _records(studies: Sequence[Study], config: RadiologyConfig, notes: dict[str,
     if config.sections and not any(text) and (named := next((s.report for s in studies if s.report is not None), None)):
         where = f" ({named.file} does not exist)" if isinstance(named, Place) and not named.file.is_file() else ""
         raise DataError(
-            f"no report with data.sections={list(config.sections)} was found{where}: give the folder of reports "
-            "(data.reports of mimic_cxr) or other sections, or data.sections=[] to use the films alone"
+            f"no report with {key}.sections={list(config.sections)} was found{where}: give the folder of reports "
+            f"({key}.reports of mimic_cxr) or other sections, or {key}.sections=[] to use the films alone"
         )
     notes["studies without labels"] = notes.get("studies without labels", 0) + sum(s.labels is None for s in studies)
     return Records(

@@ -308,7 +308,7 @@ def finish(folder: Path, prepared: Prepared, trained: Trained) -> Path:
         trained.assessment,
         trained.progress,
         trained.track.load_into(prepared.federation.new_model()),
-        prepared.simulated.holdout,
+        prepared.simulated,
     )
     write_whole(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return _describe(folder)

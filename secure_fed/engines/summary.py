@@ -11,6 +11,7 @@ from typing import Any
 
 from secure_fed.accounting import epsilon
 from secure_fed.data import Records
+from secure_fed.engines.simulated_sites import SimulatedSites
 from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import secagg_params
 from secure_fed.federation.plan import SitePlan
@@ -34,7 +35,7 @@ def summarise(
     assessment: Assessment,
     progress: Progress,
     model: MultimodalModel,
-    holdout: Records,
+    simulated: SimulatedSites,
 ) -> dict[str, Any]:
     """The content of summary.json. Epsilon is what the ledgers say was charged, not what was planned."""
     config = federation.config
@@ -53,7 +54,8 @@ def summarise(
         "seed": config.seed,
         **assessment.facts(),
         "evaluation": _evaluation(federation, plans, metrics),
-        "holdout": {"records": len(holdout), "patients": len(set(holdout.unit_ids))},
+        "holdout": _size(simulated.holdout),
+        "public_set": _public_set(federation, simulated.public),
         "epsilon": charged if private else {},
         "epsilon_max": max(charged.values()) if private else None,
         "epsilon_target": config.privacy.epsilon if private else None,
@@ -84,6 +86,27 @@ def summarise(
         "model_notes": {name: list(notes) for name, notes in federation.model.notes().items()},
         "public_parameters": federation.model.public_parameters(),
         "versions": versions(),
+    }
+
+
+def _size(records: Records) -> dict[str, int]:
+    return {"records": len(records), "patients": len(set(records.unit_ids))}
+
+
+def _public_set(federation: Federation, public: Records) -> dict[str, Any] | None:
+    """What was kept from the sites for a public paired set, and the phases that see it; None where nothing was.
+
+    The fraction keeps it from them whatever the method, so that methods can be compared on the same sites: one that
+    needs none has neither digest nor phases here.
+    """
+    if not len(public):
+        return None
+    used = federation.method.needs_public_set
+    return {
+        "fraction": federation.config.federation.public_fraction,
+        **_size(public),
+        "sha256": federation.config.federation.public_set if used else None,
+        "phases": [phase.name for phase in federation.phases] if used else [],
     }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secure_fed.data.config import DataConfig
+from secure_fed.data.partition import SCHEMES, Scheme
 from secure_fed.methods import AnyMethodConfig
 from secure_fed.models.config import ModelConfig
 from secure_fed.strategies import StrategyConfig
@@ -25,8 +26,19 @@ class Section(BaseModel):
 class PartitionConfig(Section):
     """How training records are spread over simulated sites, always by patient."""
 
-    scheme: Literal["iid", "dirichlet", "column"]
+    scheme: Scheme
     alpha: float = Field(gt=0)
+
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        # Who looks for the ICU types does not find them by the names alone.
+        if value not in SCHEMES:
+            raise ValueError(
+                "give iid (patients dealt evenly), dirichlet (labels unevenly, by alpha), or column (by the data's own "
+                "sites: the ICU type of physionet2012, the column data.site of a manifest)"
+            )
+        return value
 
 
 class FederationConfig(Section):

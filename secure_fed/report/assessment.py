@@ -242,8 +242,16 @@ def rules(facts: AssessmentFacts) -> str:
         f"hold-out has both classes. {100 * found.level:g} %: of {formats.count(found.draws)} draws of its "
         f"{formats.plural(found.patients, 'patient')} with replacement, so how much hangs on who is in it, not on the "
         f"seed. AUPRC is average precision; chance is the prevalence, {formats.score(facts.auprc_chance)} on average. "
-        "Its intervals sit a little high: a positive that is drawn twice ranks beside itself."
+        "Its intervals sit high, the more the rarer a label's positives: one that is drawn twice ranks beside itself. "
+        "So a macro AUPRC may lie in the lower half of its interval, or at its end."
     )
+
+
+AIM = (
+    "FIN's losses `labels` (its default) and `logits` aim at what the frozen head makes of a translation, not at the "
+    "feature: a poor likeness is to be expected of them, and no sign of a broken translator"
+)
+"""What to know of a likeness before it is read."""
 
 
 def likeness_rules(facts: AssessmentFacts) -> str:
@@ -254,6 +262,6 @@ def likeness_rules(facts: AssessmentFacts) -> str:
     return (
         f"On {formats.plural(records, 'record')} of the public hold-out with every modality, one of them hidden. Error "
         "over variance: the constant mean has 1, less is better. Rank of the record's own feature by distance to what "
-        "was imputed: 0 is best, 0.5 chance. Cosine alone misleads: see what a constant has. A method may help without "
-        "coming near the feature: FIN's loss `logits` aims at what the head makes of it, and the scores above tell."
+        f"was imputed: 0 is best, 0.5 chance. Cosine alone misleads: see what a constant has. {AIM}; the "
+        "scores above tell."
     )

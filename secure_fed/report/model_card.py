@@ -49,6 +49,7 @@ def write_model_card(run: Path) -> Path:
             views=evaluation.view_rows(folder.summary.evaluation),
             evaluation_rules=evaluation.rules(folder.summary.evaluation),
             graph=wording.graph(folder.summary),
+            public_set=wording.public_set(folder.summary),
             protection=wording.protection,
         )
     )

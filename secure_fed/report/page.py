@@ -71,6 +71,7 @@ def render(run: RunFolder, budget: Budget) -> str:
             void=wording.void(summary),
             guarantee=wording.guarantee(summary),
             odds=wording.odds(summary),
+            public_set=wording.public_set(summary),
             assumptions=wording.assumptions(run, budget),
             tiles=tiles(summary, run.steps),
             figures=_figures(run, budget),

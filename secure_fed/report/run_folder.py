@@ -57,6 +57,14 @@ class HoldoutFacts(_FromFile):
     patients: int
 
 
+class PublicSetFacts(_FromFile):
+    """The public paired set: complete records of patients who are at no site. No phase: this method uses none."""
+
+    records: int
+    patients: int
+    phases: tuple[str, ...]
+
+
 class MaskedRound(_FromFile):
     """One round of secure aggregation as the coordinator saw it."""
 
@@ -104,6 +112,7 @@ class Summary(AssessmentFacts):
     seed: int
     evaluation: EvaluationFacts
     holdout: HoldoutFacts
+    public_set: PublicSetFacts | None = None
     epsilon: dict[str, float | None]
     epsilon_max: float | None
     epsilon_target: float | None

@@ -62,10 +62,14 @@ def element(name: str, text: str | None = None, *, title: str | None = None, **a
     return f"{head}>{inside}</{name}>" if inside else f"{head}/>"
 
 
-def document(width: float, height: float, title: str, parts: Iterable[str]) -> str:
-    """The whole picture; `title` is what a screen reader says."""
+def document(width: float, height: float, title: str, parts: Iterable[str], class_: str = "") -> str:
+    """The whole picture; `title` is what a screen reader says.
+
+    Of two pictures of the same, the style sheet shows class `wide` or `narrow`, by the window.
+    """
+    named = f'class="{class_}" ' if class_ else ""
     return (
-        f'<svg viewBox="0 0 {number(width)} {number(height)}" role="img" aria-label="{escape(title)}">'
+        f'<svg {named}viewBox="0 0 {number(width)} {number(height)}" role="img" aria-label="{escape(title)}">'
         + "".join(parts)
         + "</svg>"
     )
@@ -96,6 +100,23 @@ def axes(
     parts.append(element("text", x_label, class_="label", x=middle, y=bottom + 36, text_anchor="middle"))
     parts.append(element("text", y_label, class_="label", x=4.0, y=14.0))
     return parts
+
+
+MARKS = 4
+"""How many marks can be told apart."""
+
+
+def mark(shape: int, x: float, y: float, radius: float, title: str, class_: str) -> str:
+    """A dot of one of `MARKS` shapes, of about one area: disc, square, triangle, diamond."""
+    if shape == 0:
+        return element("circle", title=title, class_=class_, cx=x, cy=y, r=radius)
+    corners = {
+        1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        2: [(0.0, -1.35), (1.3, 0.95), (-1.3, 0.95)],
+        3: [(0.0, -1.35), (1.35, 0.0), (0.0, 1.35), (-1.35, 0.0)],
+    }[shape]
+    points = " ".join(f"{number(x + radius * across)},{number(y + radius * down)}" for across, down in corners)
+    return element("polygon", title=title, class_=class_, points=points)
 
 
 def polyline(points: Sequence[tuple[float, float]], class_: str, title: str) -> str:

@@ -194,6 +194,20 @@ def assumptions(run: RunFolder, budget: Budget) -> list[tuple[str, str]]:
     ]
 
 
+def public_set(summary: Summary) -> str | None:
+    """What was given away for a paired set, and to what; None where nothing was."""
+    found = summary.public_set
+    if found is None:
+        return None
+    size = (
+        f"{formats.plural(found.records, 'record')} from {formats.plural(found.patients, 'patient')} who are at no site"
+    )
+    if not found.phases:
+        return f"{size}; kept from the sites by federation.public_fraction, and used by nothing in {summary.method}"
+    phases = formats.plural(len(found.phases), "phase")
+    return f"{size}; every site holds them, for {phases} of {summary.method}: {', '.join(found.phases)}"
+
+
 def is_k_regular(summary: Summary) -> bool:
     """Whether sites masked with some of the others only."""
     return summary.secagg.graph is not None and summary.secagg.graph.name == "k_regular"

@@ -5,9 +5,8 @@ It sees masked vectors and opened sums, and derives owners and weights from the 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,27 +17,13 @@ from secure_fed.federation.facts import Federation
 from secure_fed.federation.masking import session_context
 from secure_fed.federation.public_set import PublicSet
 from secure_fed.federation.track import Track, contributors_of, counts_of, means_of
-from secure_fed.federation.wire import OK, PRESENT, Array, Header, Parcel, Transport, hash_arrays
+from secure_fed.federation.wire import OK, Array, Header, Parcel, Transport
 from secure_fed.identity import Roster, SigningKey
 from secure_fed.ledger import Anchor
 from secure_fed.secagg import ServerSession, Stage, pack, wire_bits
 from secure_fed.server.announced import Announced, Opened
+from secure_fed.server.exchanges import Exchanges, Traffic, asked
 from secure_fed.strategies import Vector
-
-_CODE = re.compile(r"[a-z_]{1,40}")
-
-_Ask = Callable[[Mapping[str, Parcel], Mapping[str, Array], Collection[str]], Iterable[tuple[str, Parcel]]]
-"""(requests, arrays, who is not waited for) -> (site, answer)."""
-
-
-@dataclass
-class Traffic:
-    """Payload bytes of a round, its exchanges, and who answered with which code."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-    exchanges: int = 0
-    codes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,12 +81,10 @@ class Coordinator:
     ) -> None:
         self.federation = federation
         self.roster = roster
-        self.transport = transport
         self.attempt = attempt
         self._public = public
-        self._key = key
+        self._exchanges = Exchanges(transport, key)
         self._prepared: tuple[Header, ServerSession] | None = None
-        self._lost: set[str] = set()
 
     def change_members(self, federation: Federation, roster: Roster) -> None:
         """Go on under a new roster; keys and shares that were prepared under the old one are void."""
@@ -149,7 +132,7 @@ class Coordinator:
         sites = (site.name for site in self.federation.sites)
         requests = {name: Parcel("finish", name, OK, header.to_bytes()) for name in sites}
         anchors = []
-        for site, answer in self._send(Traffic(), requests, {}, requests.keys()):
+        for site, answer in self._exchanges.send(Traffic(), requests, {}, requests.keys()):
             try:
                 anchor = Anchor.from_line(answer.body)
             except LedgerError:
@@ -191,7 +174,7 @@ class Coordinator:
         if prepared is None:
             return None
         header, session = prepared
-        here = {site.name for site in self.federation.sites} - self._lost
+        here = {site.name for site in self.federation.sites} - self._exchanges.lost
         fits = (header.run, header.step, header.round) == (place.run, place.step, place.round)
         return prepared if fits and session.stage is Stage.MASK and here <= set(session.participants) else None
 
@@ -205,7 +188,7 @@ class Coordinator:
         """Stages 1 and 2 of a fresh session, in two exchanges of their own."""
         header, session = self._open_session(place, announced.track)
         requests = self._requests("advertise", header, session, announced)
-        self._exchange(session, requests, traffic, announced, optional=self._lost)
+        self._exchange(session, requests, traffic, announced, optional=self._exchanges.lost)
         session.advance()
         self._exchange(session, self._requests("share", header, session), traffic)
         session.advance()
@@ -285,22 +268,9 @@ class Coordinator:
 
         The good answers are returned without their arrays, which nobody keeps.
         """
-        answers = self._asked(partial(self._gather, session, traffic), requests, announced, optional)
+        answers = asked(partial(self._gather, session, traffic), requests, announced, optional)
         traffic.codes |= session.faults
         return {site: answer for site, answer in answers.items() if answer.code == OK}
-
-    def _asked(
-        self, ask: _Ask, requests: Mapping[str, Parcel], announced: Announced | None, optional: Collection[str] = ()
-    ) -> dict[str, Parcel]:
-        """What `ask` brings; who lacks the public set or is behind is asked again at once, with what it lacks."""
-        if announced is None:
-            return dict(ask(requests, {}, optional))
-        answers = dict(ask(requests, announced.arrays, optional))
-        for code, arrays in announced.remedies():
-            lacking = {site for site, answer in answers.items() if answer.code == code and requests[site].announcement}
-            if lacking:
-                answers |= ask({site: requests[site] for site in lacking}, arrays(), ())
-        return answers
 
     def _gather(
         self,
@@ -311,40 +281,10 @@ class Coordinator:
         optional: Collection[str],
     ) -> Iterator[tuple[str, Parcel]]:
         """Each vector is added to the sum as it arrives, and let go."""
-        for site, answer in self._send(traffic, requests, arrays, optional):
+        for site, answer in self._exchanges.send(traffic, requests, arrays, optional):
             if answer.code == OK and requests[site].action == session.stage:
                 session.receive(site, answer.body, answer.arrays)
             yield site, replace(answer, arrays={})
-
-    def _send(
-        self, traffic: Traffic, requests: Mapping[str, Parcel], arrays: Mapping[str, Array], optional: Collection[str]
-    ) -> Iterator[tuple[str, Parcel]]:
-        """Sign, exchange, count bytes. A bad code is remembered, not trusted.
-
-        `arrays` go with the requests that announce a model. A site that says nothing when a session begins is
-        lost until it answers again: sessions are made without waiting for it.
-        """
-        hashes = {True: hash_arrays(arrays), False: hash_arrays({})}
-        signed = {
-            site: replace(request, arrays=arrays if request.announcement else {}).signed(
-                self._key, hashes[bool(request.announcement)]
-            )
-            for site, request in requests.items()
-        }
-        traffic.exchanges += 1
-        traffic.bytes_down += sum(parcel.size for parcel in signed.values())
-        heard = set()
-        for site, answer in self.transport.exchange(signed, optional):
-            if not _CODE.fullmatch(answer.code):
-                answer = replace(answer, code="malformed_message")
-            traffic.bytes_up += answer.size
-            if answer.code in PRESENT:
-                heard.add(site)
-            if answer.code != OK:
-                traffic.codes[site] = answer.code
-            yield site, answer
-        self._lost -= heard
-        self._lost |= {site for site in signed if signed[site].action == "advertise"} - heard
 
     def _result(
         self,
@@ -393,7 +333,7 @@ class Coordinator:
             site.name: Parcel("plain", site.name, OK, header.to_bytes(), b"", announced.announcement)
             for site in self.federation.sites
         }
-        answers = self._asked(partial(self._send, traffic), requests, announced)
+        answers = asked(partial(self._exchanges.send, traffic), requests, announced)
         good = {site: answer for site, answer in answers.items() if answer.code == OK}
         if not good:
             raise RunAborted(f"round {place.round}: no site answered ({traffic.codes}); nothing was aggregated")

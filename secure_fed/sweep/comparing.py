@@ -11,6 +11,7 @@ from typing import Literal
 from rich.console import Console
 
 from secure_fed.errors import ConfigError, DataError
+from secure_fed.files import require_place_for
 from secure_fed.report import is_run
 from secure_fed.report.formats import listed
 from secure_fed.sweep import comparison, run_comparison, run_comparison_page, run_comparison_text
@@ -23,8 +24,10 @@ def compare_command(folders: Sequence[Path], metric: str | None, page: Path | No
     """Compare two sweeps, or two runs or more, and print what came out, as JSON with `as_json`.
 
     Raises ConfigError for folders of both kinds, another number of sweeps than two, or a metric of runs; DataError for
-    a folder that is neither, or damaged.
+    a folder that is neither, or damaged, or where there is no place for the page.
     """
+    if page is not None:
+        require_place_for(page)
     kinds = {folder: kind_of(folder) for folder in folders}
     if len(set(kinds.values())) > 1:
         sweeps = listed([str(folder) for folder, kind in kinds.items() if kind == "sweep"])

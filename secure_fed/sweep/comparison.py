@@ -21,7 +21,7 @@ from secure_fed.files import write_whole
 from secure_fed.report import formats
 from secure_fed.report.page import resource, templates
 from secure_fed.sweep.differences import Change, of_configs, of_manifests, read_config, shown
-from secure_fed.sweep.forest import Row, forest
+from secure_fed.sweep.forest import Block, Row, colour_of, forest
 from secure_fed.sweep.matching import Place, Scored, Setting, mean, places_of, scores_of
 from secure_fed.sweep.record import GRID
 from secure_fed.sweep.statistics import Paired, holm, paired
@@ -378,7 +378,7 @@ def write_page(comparison: Comparison, path: Path) -> Path:
 def _forest(comparison: Comparison) -> str:
     """The plot, or nothing where nothing was compared."""
     rows = [
-        Row(test.setting.brief, p.difference, p.low, p.high, difference(p), test.beyond_noise)
+        Row(test.setting.brief, p.difference, p.low, p.high, difference(p), colour_of(test.beyond_noise))
         for test in comparison.tests
         for p in (test.paired,)
     ]
@@ -386,6 +386,11 @@ def _forest(comparison: Comparison) -> str:
         beyond = overall.t_p is not None and overall.t_p < 1 - comparison.confidence
         name = f"{formats.plural(comparison.overall_settings, 'setting')} of the grid together"
         rows.insert(
-            0, Row(name, overall.difference, overall.low, overall.high, difference(overall), beyond, strong=True)
+            0,
+            Row(
+                name, overall.difference, overall.low, overall.high, difference(overall), colour_of(beyond), strong=True
+            ),
         )
-    return forest(rows, f"{comparison.metric}: lower after ← 0 → higher after") if rows else ""
+    title = f"Paired differences in {comparison.metric}: {formats.plural(len(rows), 'row')}"
+    axis = f"{comparison.metric}: lower after ← 0 → higher after"
+    return forest([Block("", rows)], title, axis, zero=True) if rows else ""

@@ -188,13 +188,14 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
     groups = _groups([read_run(folder) for folder in folders])
     views = tuple(View(missing) for missing in _missing(groups))
     differences, paired_labels = _differences(groups, views)
+    unpaired = [group for group in groups if group.label not in paired_labels]
     return RunComparison(
         groups=groups,
         views=views,
         differences=differences,
         settings=_settings(groups),
-        unpaired=tuple(group.label for group in groups if group.label not in paired_labels),
-        remarks=_remarks(groups, differences),
+        unpaired=tuple(group.label for group in unpaired),
+        remarks=(*_remarks(groups, differences), *_parted(unpaired, groups)),
     )
 
 
@@ -315,3 +316,29 @@ def _remarks(groups: Sequence[Group], differences: Sequence[Difference]) -> tupl
     if any(summary.insecure_reproducible for group in groups for summary in group.summaries):
         remarks.append("insecure_reproducible=true in some of the runs: they give no privacy.")
     return tuple(remarks)
+
+
+def _parted(unpaired: Sequence[Group], groups: Sequence[Group]) -> tuple[str, ...]:
+    """The one setting that keeps a row from being paired, where it is one alone, and the way out."""
+    keys = dict.fromkeys(key for row in unpaired for other in groups if (key := _only_difference(row, other)))
+    found = []
+    for key in keys:
+        values = {group.label: group.settings.get(key, "absent") for group in groups}
+        told = "; ".join(
+            f"{value} in {formats.listed([label for label in values if values[label] == value])}"
+            for value in dict.fromkeys(values.values())
+        )
+        way = "give all of them the same"
+        if key == "federation.public_fraction":
+            # The fraction decides who is at a site, so a method without a public set needs it for the pair's sake.
+            most = max((value for value in values.values() if value != "absent"), key=float)
+            way = f"give all of them {key}={most}, also where the method needs no public set: it decides who is where"
+        found.append(f"{key} alone keeps rows from being paired ({told}): {way}.")
+    return tuple(found)
+
+
+def _only_difference(row: Group, other: Group) -> str | None:
+    """The setting that parts two rows with a common seed, where it is one; None where they are alike or differ more."""
+    ours, theirs = dict(row.patients), dict(other.patients)
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    return keys[0] if len(keys) == 1 and set(row.seeds) & set(other.seeds) else None

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from secure_fed.report import formats
-from secure_fed.report.assessment import rate_lines
+from secure_fed.report.assessment import AIM, rate_lines
 from secure_fed.sweep.comparison import p_value
 from secure_fed.sweep.run_comparison import CONFIDENCE, Difference, Group, RunComparison, Score
 
@@ -122,7 +122,7 @@ def _imputation(found: RunComparison) -> Lines:
                 rows.append((target, group.label, *cells))
     note = (
         "Imputed from all other modalities, on hold-out records that have everything; in brackets what the constant "
-        "mean of the real features scores. Rank: 0 is best, 0.5 chance."
+        f"mean of the real features scores. Rank: 0 is best, 0.5 chance. {AIM}."
     )
     headings = ("imputed", "run", "cosine", "MSE over variance", "rank", "recall at 10")
     return Lines("Imputed features against the real ones", headings, tuple(rows), numbers=2, note=note)

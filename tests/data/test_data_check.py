@@ -22,7 +22,9 @@ from radiology_trees import (
 from typer.testing import CliRunner
 
 from secure_fed.cli import app
+from secure_fed.data import load
 from secure_fed.data.checking import kind_of, section_shown, shown
+from secure_fed.data.config import ChexpertConfig, MimicCxrConfig
 from secure_fed.data.synthetic_cxr import CHEXPERT_LABELS
 from secure_fed.errors import DataError
 
@@ -199,9 +201,37 @@ def test_a_sample_does_not_pass_for_everything(trees):
     assert "not every image" not in check(trees["chexpert"], "--all")
 
 
+@pytest.mark.parametrize(
+    ("writer", "table", "named"),
+    [(write_mimic_cxr, "*-split.csv*", "mimic-cxr-2.0.0-split.csv(.gz)"), (write_chexpert, "valid.csv", "valid.csv")],
+)
+def test_a_set_without_its_official_split_is_whole_and_told_what_a_run_could_not_ask_for(
+    source, tmp_path, writer, table, named
+):
+    root = writer(source, tmp_path / "tree")
+    assert found(root)["notes"] == []
+    next(root.glob(table)).unlink()
+    told = found(root)
+    assert told["problems"] == []
+    (note,) = told["notes"]
+    assert f"{named} would name: a run with data.split=official would be refused" in note
+    assert note in check(root)
+    # And so it would be.
+    kind = {write_mimic_cxr: MimicCxrConfig, write_chexpert: ChexpertConfig}[writer]
+    with pytest.raises(DataError, match=r"split=official|fetch it, or give data\.split=patient"):
+        load(kind(root=root, split="official"), 0)
+
+
+def test_open_i_which_has_no_official_split_is_told_nothing_of_one(trees):
+    assert found(trees["open_i"])["notes"] == []
+
+
 def test_what_is_no_data_set_is_told_by_exit_code_2(tmp_path):
     check(tmp_path, code=2)
     check(tmp_path / "nothing", code=2)
+    (tmp_path / "set-a").mkdir()  # PhysioNet 2012: a set of ours, and none that is checked
+    with pytest.raises(DataError, match="No other set can be checked: a run reads physionet2012"):
+        kind_of(tmp_path)
     with pytest.raises(
         DataError, match=r"train.csv or valid.csv: give the folder of MIMIC-CXR-JPG, Open-I or CheXpert"
     ):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from radiology_trees import films, write_chexpert, write_mimic_cxr, write_open_i_csv
+from radiology_trees import films, write_chexpert, write_mimic_cxr, write_open_i_csv, write_open_i_xml
 
 from secure_fed.config import compose_config, freeze
 from secure_fed.data import CompositeConfig, SyntheticCxrConfig, layout_of, load, schema_of
@@ -35,6 +36,25 @@ def two_parts():
 
 def config_of(tmp_path, *overrides):
     return freeze(compose_config([*SMALL, *overrides]), tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    """A small tree of each set, and broken ones."""
+    at, source = tmp_path_factory.mktemp("trees"), films(patients=6)
+    found = {
+        "parts.open_i": write_open_i_csv(source, at / "open_i"),
+        "parts.chexpert": write_chexpert(source, at / "chexpert"),
+        "holdout": write_mimic_cxr(source, at / "mimic"),
+        "xml": write_open_i_xml(source, at / "xml"),
+        "unsplit": write_mimic_cxr(source, at / "unsplit"),
+        "bare": write_chexpert(source, at / "bare"),
+        "empty": at / "empty",
+    }
+    found["empty"].mkdir()
+    next(found["unsplit"].glob("*-split.csv*")).unlink()
+    next(found["bare"].rglob("*.jpg")).unlink()
+    return found
 
 
 def test_parts_follow_one_another_and_share_no_patient():
@@ -114,6 +134,53 @@ def test_one_folder_under_two_names_is_the_same_folder(tmp_path, way):
 def test_a_wrong_value_of_a_part_is_named_as_it_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"^data.parts.open_i.data.image_size=5: input should be"):
         config_of(tmp_path, "data.parts.open_i.data.image_size=5")
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides", "said"),
+    [
+        ("parts.open_i", ["root={empty}"], "{key}.root={empty} holds neither"),
+        ("parts.chexpert", ["root={empty}"], "{key}.root={empty} holds no train.csv"),
+        ("holdout", ["root={empty}"], "{key}.root={empty} holds no mimic-cxr-2.0.0-metadata.csv"),
+        ("holdout", ["split=official", "root={unsplit}"], "fetch it, or give {key}.split=patient"),
+        ("parts.open_i", ["views=[pa]"], "{key}.views=['pa'], {key}.split=patient and {key}.max_records=None"),
+        (
+            "holdout",
+            ["reports={empty}"],
+            "({key}.reports of mimic_cxr) or other sections, or {key}.sections=[] to use the films alone",
+        ),
+        ("parts.open_i", ["views=[frontal]", "root={xml}"], "as in {key}.views=[frontal,unknown]"),
+        ("parts.chexpert", ["root={bare}"], "{key}.missing_files=skip"),
+        ("parts.open_i", ["views=[pa,pa]"], "{key}.views=['pa', 'pa']: one is named twice"),
+    ],
+)
+def test_what_is_wrong_with_a_part_is_said_with_the_key_that_sets_it(trees, tmp_path, key, overrides, said):
+    roots = [f"data.{place}.data.root={trees[place]}" for place in ("parts.open_i", "parts.chexpert", "holdout")]
+    changed = [f"data.{key}.data.{one.format_map(trees)}" for one in overrides]
+    with pytest.raises((ConfigError, DataError), match=re.escape(said.format(key=f"data.{key}.data", **trees))):
+        load(config_of(tmp_path, *roots, *changed).data, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"name": "physionet2012", "root": "/no/such"}, "data.parts.a.data.root should be the folder"),
+        (
+            {
+                "name": "manifest",
+                "path": "/no.csv",
+                "modalities": {"t": {"kind": "text", "column": "t"}},
+                "labels": ["l"],
+            },
+            "data.parts.a.data.path should be a CSV file",
+        ),
+    ],
+)
+def test_every_reader_of_a_part_knows_its_key(data, said):
+    part = {"data": data, "sites": 3}
+    tree = {"parts": {"a": part}, "holdout": {"data": {**data, "root" if "root" in data else "path": "/none/either"}}}
+    with pytest.raises(DataError, match=re.escape(said)):
+        load(CompositeConfig.model_validate(tree), 0)
 
 
 def test_every_folder_that_is_read_is_known_by_its_key():

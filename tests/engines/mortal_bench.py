@@ -123,7 +123,8 @@ class MortalBench(Bench):
         coordinator = Coordinator(
             old.federation, old.roster, transport, self.transport.key, old.attempt, self.prepared.public
         )
-        coordinator._prepared, coordinator._lost = copy.deepcopy(old._prepared), set(old._lost)
+        coordinator._prepared = copy.deepcopy(old._prepared)
+        coordinator._exchanges.lost = set(old._exchanges.lost)
         bench = MortalBench(
             folder, self.prepared, {}, transport, coordinator, self.held, mortality, list(self.log), self.number
         )

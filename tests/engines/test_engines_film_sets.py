@@ -101,7 +101,7 @@ def test_the_heterogeneous_preset_trains_on_one_population_and_is_scored_on_anot
     made = ("parts.open_i", "parts.chexpert", "holdout")
     overrides = [
         "experiment=fin_heterogeneous",
-        "federation.rounds=6",
+        "federation.rounds=3",
         "method.classify.steps=1",
         "method.classify.learning_rate=0.5",
         *(f"data.{key}.stand_in.{size}" for key in made for size in ("patients=120", "image_size=32")),

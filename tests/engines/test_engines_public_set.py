@@ -111,6 +111,39 @@ def test_a_run_with_a_public_set_ends_with_a_configuration_and_a_folder_that_nam
     assert not list(run.glob("sites/*/private/public-*")), "a site keeps nothing of a run that is over"
 
 
+def test_the_summary_and_its_pages_say_who_was_given_away_and_to_what(finished) -> None:
+    run, _ = finished
+    config = load_config(run)
+    public = simulate(config).public
+    patients = len(set(public.unit_ids))
+    assert json.loads((run / "summary.json").read_text())["public_set"] == {
+        "fraction": 0.2,
+        "records": len(public),
+        "patients": patients,
+        "sha256": config.federation.public_set,
+        "phases": ["classify"],
+    }
+    said = f"{len(public)} records from {patients} patients who are at no site; every site holds them, for 1 phase of"
+    assert said in (run / "model_card.md").read_text()
+    assert said in (run / "report.html").read_text()
+
+
+def test_patients_who_are_kept_from_the_sites_for_a_comparison_are_said_to_serve_no_phase(tmp_path, quick) -> None:
+    """With a fraction and a method that needs no set, the records are missing at the sites all the same."""
+    for fraction, name in ((FRACTION, "kept"), ("federation.public_fraction=0", "all")):
+        overrides = [*SMALL, "method=zero_fill", fraction, "federation.rounds=1"]
+        run = start(freeze(compose_config(overrides), tmp_path / name))
+        found = json.loads((run / "summary.json").read_text())["public_set"]
+        card = (run / "model_card.md").read_text()
+        if name == "all":
+            assert found is None
+            assert "Public paired set" not in card
+        else:
+            assert found["records"] > found["patients"] > 0
+            assert (found["sha256"], found["phases"]) == (None, [])
+            assert "used by nothing in zero\\_fill" in card
+
+
 def test_every_site_gets_the_set_once_and_its_bytes_are_counted(finished) -> None:
     run, _ = finished
     size = sum(array.nbytes for array in simulate(load_config(run)).public_set.arrays.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from secure_fed.engines import simulated_sites, simulation
+from secure_fed.engines.apps import forget_folders
+from secure_fed.engines.in_process import run_in_process
 from secure_fed.engines.runner import start
 from secure_fed.ledger import verify
 
@@ -25,7 +29,27 @@ def summary_of(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_rays_simulation_gives_the_model_that_the_process_gives(make_config, tmp_path: Path) -> None:
+def carried(server_app, client_app, nodes: int, workers: int) -> None:
+    """What Ray does to a run, without Ray: all is pickled on the way, and who answers has read no folder before."""
+
+    def copy(item):
+        return pickle.loads(pickle.dumps(item))  # noqa: S301 - our own
+
+    def answer(message, context):
+        forget_folders()
+        return copy(client_app(copy(message), copy(context)))
+
+    simulated_sites._simulate.cache_clear()
+    run_in_process(server_app, answer, nodes)
+
+
+@pytest.mark.parametrize(
+    "ray", [pytest.param(True, marks=pytest.mark.slow, id="Ray"), pytest.param(False, id="carried")]
+)
+def test_rays_simulation_gives_the_model_that_the_process_gives(make_config, tmp_path: Path, monkeypatch, ray) -> None:
+    """Ray's processes take a minute to start; what they do to a run is tried without them too."""
+    if not ray:
+        monkeypatch.setattr(simulation, "run_simulation", carried)
     overrides = ("data.patients=200", "federation.rounds=2", "insecure_reproducible=true")
     here = start(make_config(*overrides, folder=tmp_path / "here"))
     there = start(make_config(*overrides, "engine=simulation", folder=tmp_path / "there"))

@@ -50,6 +50,8 @@ def test_fins_imputation_is_its_translators_matrix_products(shape) -> None:
     assert products["translator.image_to_text"] > 0
     for lacking, needed in (("image", "translator.text_to_image"), ("text", "translator.image_to_text")):
         assert products[needed] <= found.imputation[lacking] <= sum(products.values())
+    zero = cost_of(ZeroFill(shape.federation.config.method), shape.model, shape.records)
+    assert found.inference == zero.inference, "a complete record has nothing translated"
 
 
 def test_an_inference_has_the_heads_product_and_the_same_count_at_every_call(shape) -> None:

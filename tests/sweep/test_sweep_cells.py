@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def of_kind(sweep: Sweep, kind: str) -> list[Cell]:
     return [cell for cell in sweep.cells if cell.row.kind == kind]
 
 
+@cache
 def configured(*overrides: str) -> RunConfig:
     return freeze(compose_config(overrides), Path("run"))
 

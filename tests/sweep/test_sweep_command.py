@@ -96,7 +96,7 @@ def sweep(*arguments: str) -> Result:
 
 @pytest.fixture(scope="module")
 def resumed(stopped: Stopped) -> Result:
-    return sweep(f"resume={stopped.folder}", "--json")
+    return sweep(f"resume={stopped.folder}", "launcher.workers=1", "--json")
 
 
 def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(stopped: Stopped) -> None:

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from secure_fed.cli import app
 from secure_fed.errors import ConfigError, DataError
 from secure_fed.sweep.run_comparison import compare_runs
-from secure_fed.sweep.run_comparison_page import difference_plot, write_page
+from secure_fed.sweep.run_comparison_page import write_page
+from secure_fed.sweep.run_comparison_plots import difference_plot, rate_plot, score_plot
 from secure_fed.sweep.run_comparison_text import headline, to_json
 from secure_fed.sweep.statistics import holm
 
@@ -207,6 +208,39 @@ def test_runs_on_other_patients_or_under_another_privacy_are_not_paired(tmp_path
     assert "nothing is paired" in headline(found)
 
 
+def test_a_row_that_its_public_fraction_alone_keeps_from_a_pair_is_told_the_way_out(tmp_path):
+    """CAR-MFL needs a public set and the others do not, so a comparison easily ends without a pair for it."""
+
+    def of(name, fraction, **more):
+        federation = {"sites": 10, "rounds": 18, "ownership": "4:4:2", "public_fraction": fraction}
+        return run(tmp_path / f"{name}-{fraction}", name, config={"federation": federation}, **more)
+
+    apart = [of("fin", 0.0), of("zero_fill", 0.0), of("car_mfl", 0.1)]
+    said = [remark for remark in compare_runs(apart).remarks if "public_fraction" in remark]
+    assert said == [
+        "federation.public_fraction alone keeps rows from being paired (0 in fin and zero_fill; 0.1 in car_mfl): "
+        "give all of them federation.public_fraction=0.1, also where the method needs no public set: it decides who is "
+        "where."
+    ]
+    code, out, _ = invoke(*apart)
+    assert code == 0
+    assert "give all of them federation.public_fraction=0.1" in " ".join(out.split())
+    together = [of("fin", 0.1), of("zero_fill", 0.1), apart[2]]
+    found = compare_runs(together)
+    assert found.unpaired == ()
+    assert not any("public_fraction" in remark for remark in found.remarks)
+    # Another seed or another budget as well: the fraction alone would not help.
+    assert not any("public_fraction" in r for r in compare_runs([apart[1], of("car_mfl", 0.2, seed=1)]).remarks)
+    assert not any("public_fraction" in r for r in compare_runs([apart[1], of("car_mfl", 0.3, epsilon=3.0)]).remarks)
+
+
+def test_a_page_that_names_a_folder_or_lies_in_none_is_refused_before_anything_is_compared(tmp_path, seeds):
+    for page, why in ((tmp_path, "it is a folder. Name a file"), (tmp_path / "no" / "page.html", "there is no folder")):
+        code, out, said = invoke(*seeds, "--page", page)
+        assert (code, out) == (2, "")
+        assert why in said
+
+
 def test_without_privacy_its_unused_options_do_not_part_a_pair(tmp_path):
     off = {"mode": "off", "epsilon": 3.0, "delta": 1e-5}
     folders = [
@@ -267,7 +301,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path, seeds):
     assert "&lt;script&gt;" in text
     assert "default-src 'none'" in text
     assert not re.search(r"<script|src=|href=", text)
-    assert text.count("<svg") == 2 + 3  # scores and differences; image, text and any missing
+    assert text.count("<svg") == 2 * (2 + 3)  # scores and differences; image, text and any missing; wide and narrow
 
 
 def test_what_both_of_a_pair_have_in_common_is_said_once_in_the_picture(tmp_path):
@@ -289,6 +323,48 @@ def test_the_page_warns_of_runs_without_privacy(tmp_path):
     text = write_page(compare_runs(folders), tmp_path / "page.html").read_text(encoding="utf-8")
     assert "privacy=off" in text
     assert "insecure_reproducible=true" in text
+
+
+def test_rows_beyond_the_number_of_colours_have_other_marks_and_dashes(tmp_path):
+    """Twelve methods are compared: zero_fill and vae would both be a blue line with blue dots."""
+    names = [f"method_{number:02d}" for number in range(12)]
+    found = compare_runs([run(tmp_path / name, name, auroc=0.8 + 0.001 * n) for n, name in enumerate(names)])
+    for picture in (score_plot(found), rate_plot(found, "image")):
+        for svg in re.findall(r"<svg.*?</svg>", picture):
+            looks = {}
+            for kind, class_, title in re.findall(
+                r'<(circle|polygon|polyline) class="([^"]*)".*?><title>(method_\d\d)', svg
+            ):
+                looks.setdefault(title, set()).add((kind, class_))
+            assert len(looks) == 12
+            assert len({frozenset(look) for look in looks.values()}) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [420, 1280])
+def test_pictures_are_read_without_scrolling_sideways(seeds, tmp_path, width):
+    """Every figure is as wide as its place or narrower, and none of its words smaller than ten pixels."""
+    names = ["modality_dropout", "uniform_fill", "generative"]
+    many = [run(tmp_path / name, name, epsilon=1.0 + n) for n, name in enumerate(names)]
+    page = write_page(compare_runs([*seeds, *many]), tmp_path / "page.html")
+    html = re.sub(r"<meta http-equiv=.*?>", "", page.read_text(encoding="utf-8"))
+    measure = """
+    const shown = [...document.querySelectorAll('figure svg')].filter(svg => svg.getBoundingClientRect().width);
+    const words = shown.flatMap(svg => [...svg.querySelectorAll('text')]);
+    const size = t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a;
+    const over = shown.map(svg => svg.parentElement.scrollWidth - svg.parentElement.clientWidth);
+    const out = words.map(t => t.getBoundingClientRect()).filter(b => b.left < 0 || b.right > innerWidth).length;
+    const least = Math.min(...words.map(size));
+    document.title = `${shown.length} shown, ${Math.max(...over)} over, ${out} out, ${least} least`;
+    """
+    page.write_text(html.replace("</body>", f"<script>{measure}</script></body>"), encoding="utf-8")
+    done = browse(page.as_uri(), tmp_path / "profile", f"--window-size={width},900", "--dump-dom")
+    shown, over, out, least = re.search(
+        r"<title>(\d+) shown, (\d+) over, (\d+) out, ([\d.]+) least", done.stdout
+    ).groups()
+    assert (shown, over, out) == ("5", "0", "0")
+    assert float(least) >= 10
 
 
 @pytest.mark.slow
