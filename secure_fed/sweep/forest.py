@@ -60,7 +60,7 @@ def forest(blocks: Sequence[Block], title: str, axis: str = "", *, zero: bool = 
 
 def _wide(blocks: Sequence[Block], title: str, axis: str, zero: bool) -> str:
     rows = [row for block in blocks for row in block.rows]
-    left = 24 + 6.8 * max(len(_short(row.name)) for row in rows)
+    left = 24 + 6.8 * max(len(shortened(row.name)) for row in rows)
     scale = _scale(rows, zero, left, _WIDTH - _FIGURES)
     titled = sum(bool(block.title) for block in blocks)
     bottom = _TOP + _ROW * (len(rows) + titled)
@@ -71,7 +71,7 @@ def _wide(blocks: Sequence[Block], title: str, axis: str, zero: bool) -> str:
             parts.append(element("text", block.title, class_="label", x=left - 14, y=y + 4, text_anchor="end"))
             y += _ROW
         for row in block.rows:
-            name, tip = _short(row.name), _tip(block, row)
+            name, tip = shortened(row.name), _tip(block, row)
             parts.append(element("text", name, title=tip, class_="row", x=left - 14, y=y + 4, text_anchor="end"))
             parts += _marks(row, tip, y, scale)
             parts.append(element("text", row.text, class_="end", x=scale.stop + 14, y=y + 4))
@@ -140,5 +140,7 @@ def _tip(block: Block, row: Row) -> str:
     return f"{row.name}{f', {block.title}' if block.title else ''}: {row.text}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
+def shortened(name: str, most: int = _MOST_LETTERS) -> str:
+    """`name` in `most` letters, without its middle: what tells the views of one difference apart stands at its end."""
+    end = most // 3
+    return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

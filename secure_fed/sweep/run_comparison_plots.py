@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from secure_fed.report import formats
 from secure_fed.report.charts import COLOURS
 from secure_fed.report.svg import MARKS, Frame, axes, document, element, end_labels, frame, mark, polyline
-from secure_fed.sweep.forest import Block, Row, colour_of, forest
+from secure_fed.sweep.forest import Block, Row, colour_of, forest, shortened
 from secure_fed.sweep.run_comparison import Difference, RunComparison
 from secure_fed.sweep.run_comparison_text import difference_text, rate_means, score_text
 
@@ -102,7 +102,7 @@ def rate_plot(found: RunComparison, modality: str) -> str:
 
 def _labelled(lines: Sequence[_Line], title: str) -> str:
     """The names at the ends of the curves."""
-    names = [_short(line.label) for line in lines]
+    names = [shortened(line.label, _MOST_LETTERS) for line in lines]
     right = 30 + 6.6 * max(map(len, names))
     height = max(330.0, 100 + 31.0 * len(lines))
     area = frame((-3, 103), _reach(lines), width=436 + right, height=height, right=right)
@@ -122,7 +122,9 @@ def _with_legend(lines: Sequence[_Line], title: str) -> str:
     for line in sorted(lines, key=lambda line: -line.last):
         parts.append(polyline([(0.0, y - 4), (_SAMPLE, y - 4)], line.dash, line.label))
         parts.append(_dot(line, _SAMPLE / 2, y - 4, line.label))
-        parts.append(element("text", _short(line.label), title=line.label, class_="row", x=_SAMPLE + 10, y=y))
+        parts.append(
+            element("text", shortened(line.label, _MOST_LETTERS), title=line.label, class_="row", x=_SAMPLE + 10, y=y)
+        )
         parts.append(element("text", formats.score(line.last), class_="end value", x=_NARROW, y=y, text_anchor="end"))
         y += _LEGEND_ROW
     return document(_NARROW, y, title, parts, class_="narrow")
@@ -148,7 +150,3 @@ def _curves(area: Frame, lines: Sequence[_Line]) -> list[str]:
 
 def _dot(line: _Line, x: float, y: float, tip: str) -> str:
     return mark(shape_of(line.number), x, y, 3.0, tip, f"dot {line.colour}")
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= _MOST_LETTERS else f"{label[: _MOST_LETTERS - 1]}…"

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from secure_fed.cli import app
 from secure_fed.errors import ConfigError, DataError
+from secure_fed.sweep.forest import shortened
 from secure_fed.sweep.run_comparison import compare_runs
 from secure_fed.sweep.run_comparison_page import write_page
 from secure_fed.sweep.run_comparison_plots import difference_plot, rate_plot, score_plot
@@ -323,6 +324,13 @@ def test_the_page_warns_of_runs_without_privacy(tmp_path):
     text = write_page(compare_runs(folders), tmp_path / "page.html").read_text(encoding="utf-8")
     assert "privacy=off" in text
     assert "insecure_reproducible=true" in text
+
+
+def test_a_long_name_keeps_its_end_which_tells_the_views_apart():
+    views = [f"fin, {'option ' * 20}− zero_fill, {view}" for view in ("all present", "no image", "no text")]
+    assert len({shortened(name) for name in views}) == 3
+    assert {len(shortened(name)) for name in views} == {58}
+    assert shortened("fin − zero_fill, no image") == "fin − zero_fill, no image"
 
 
 def test_rows_beyond_the_number_of_colours_have_other_marks_and_dashes(tmp_path):
