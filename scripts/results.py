@@ -43,6 +43,8 @@ IMPUTERS = (
 IN_CURVES = ("zero_fill", "modality_dropout", "ridge", "fin", "fin_uncertainty", "car_mfl")
 MATRICES = ("link", "paired_sites")
 """Studies of many settings: a table a view with a row a setting, instead of a table a setting."""
+AIMED = ("methods", "icu")
+"""Studies that the aims for FIN are held against."""
 STUDIES = {
     "methods": "Every method, generated chest films and reports",
     "link": "How strongly the report follows the film",
@@ -220,8 +222,11 @@ def _pays(studies: Mapping[str, Study]) -> list[str]:
             lines += ["FIN against modality dropout, which imputes nothing:", "", *beside]
     if not told:
         lines += ["No study was run that could say it.", ""]
-    if "methods" in studies and (aims := aim_lines(studies["methods"])):
-        lines += ["### The aims", "", *aims]
+    aims = {name: aim_lines(studies[name]) for name in AIMED if name in studies}
+    if any(aims.values()):
+        lines += ["### The aims", ""]
+        for name, found in aims.items():
+            lines += [f"{STUDIES[name]}:", "", *found] if found else []
     return lines
 
 
