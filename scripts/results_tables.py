@@ -227,10 +227,12 @@ def contributor_lines(study: Study) -> list[str]:
         if table.setting.factors in seen or table.setting.epsilon is None:
             continue
         seen.add(table.setting.factors)
-        rows: dict[tuple[str, int], tuple[Summary, ComponentFacts, list[str]]] = {}
+        # One component may be summed under one method and solved from a statistic under another.
+        rows: dict[tuple[str, str, int], tuple[ComponentFacts, list[str]]] = {}
         for row, summary in study.summaries(table):
             for name, facts in summary.summed.items():
-                rows.setdefault((name, len(facts.owners)), (summary, facts, []))[2].append(row.name)
+                key = (name, protection(summary, facts), len(facts.owners))
+                rows.setdefault(key, (facts, []))[1].append(row.name)
         title = table.setting.place or "all cells"
         lines += [f"**{title}**", ""]
         every = len(table.rows)
@@ -240,11 +242,11 @@ def contributor_lines(study: Study) -> list[str]:
                 [
                     f"`{name}`",
                     "every method" if len(methods) == every else ", ".join(methods),
-                    protection(summary, facts),
+                    protected,
                     str(contributors),
                     formats.NOTHING if facts.floor is None else str(facts.floor),
                 ]
-                for (name, contributors), (summary, facts, methods) in rows.items()
+                for (name, protected, contributors), (facts, methods) in rows.items()
             ],
             text=3,
         )

@@ -15,7 +15,7 @@ from example_study import AXES, EPSILON, METHOD, OWNERSHIP, SEED, study
 from results_findings import Found as Difference
 from results_findings import aim_met, base_of, sentence, tally
 from results_studies import View, read_studies
-from results_tables import protection
+from results_tables import contributor_lines, protection
 from scipy import stats
 
 from secure_fed.report.run_folder import ComponentFacts, parse_summary
@@ -344,6 +344,21 @@ def test_components_of_some_methods_alone_say_of_which(text):
     assert rows["`fusion`"][0] == "every method"
     assert rows["`translator.image_to_text`"][0] == "fin"
     assert rows["`translator.image_to_text`"][2:] == ["2", "2"]
+
+
+def test_a_component_that_one_method_sums_and_another_solves_has_a_row_for_each(tmp_path):
+    """Ridge's translators are solved from a statistic; FIN's, of the same name, are opened as sums of updates."""
+    folder = study(tmp_path / "methods", axes={**AXES, METHOD: ("zero_fill", "ridge", "fin")})
+    for file in folder.glob(f"{CELLS}/*/summary.json"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values["method"] == "ridge":
+            facts = values["components"]["fusion"] | {"owners": ["site01", "site02"], "floor": None}
+            values["components"]["translator.image_to_text"] = facts
+            file.write_text(json.dumps(values), encoding="utf-8")
+    lines = contributor_lines(read_studies([folder])["methods"])
+    found = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines if "translator.image_to_text" in line}
+    assert found["ridge"][0].startswith("never summed")
+    assert found["fin"][0].startswith("a sum of 2")
 
 
 def test_presets_of_one_method_are_rows_of_their_own(tmp_path):
