@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from secure_fed.errors import DataError
 from secure_fed.report.run_folder import Summary, parse_summary
-from secure_fed.sweep.contrasts import Verdict, verdict
 from secure_fed.sweep.differences import shown
 from secure_fed.sweep.record import CELLS, CellResult, CellRow, Scalar
 from secure_fed.sweep.statistics import Interval, Paired, holm, mean_interval, paired
@@ -77,11 +76,6 @@ class Gain:
 
     paired: Paired
     holm_p: float | None
-
-    @property
-    def verdict(self) -> Verdict:
-        """`higher` or `lower` only where the interval leaves out 0."""
-        return verdict(self.paired)
 
 
 @dataclass(frozen=True)

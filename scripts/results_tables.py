@@ -9,6 +9,7 @@ from results_studies import BASELINE, Gain, Study, Table, View, difference, priv
 
 from secure_fed.report import formats
 from secure_fed.report.run_folder import ComponentFacts, Summary
+from secure_fed.sweep.contrasts import verdict
 from secure_fed.sweep.differences import shown
 from secure_fed.sweep.page_tables import phase_table
 from secure_fed.sweep.record import Scalar
@@ -116,7 +117,7 @@ def gain_text(gain: Gain | None) -> str:
     text = signed(result.difference)
     if result.standard_error is not None:
         text += f" ± {result.standard_error:.3f}"
-    if gain.verdict in ("higher", "lower"):
+    if verdict(gain.paired) in ("higher", "lower"):
         text = f"**{text}**"
     return text if gain.holm_p is None else f"{text}, p {p_text(gain.holm_p)}"
 

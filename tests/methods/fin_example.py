@@ -12,6 +12,7 @@ from secure_fed.methods.base import Method
 from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.multimodal import MultimodalModel, build_model
+from secure_fed.privacy.plan import GaussianPlan
 
 NAMES = ("vitals", "labs", "notes", "genes")
 COLUMNS = 4
@@ -22,6 +23,18 @@ TRAINING: dict[str, Any] = {
     "schedule": "last",
     "translator_share": 1 / 6,
 }
+
+PLAN = GaussianPlan(
+    phase="any",
+    max_grad_norm=1.0,
+    noise_multiplier=1.0,
+    sample_rate=1.0,
+    steps=1,
+    declared_n=5,
+    unit="record",
+    max_records_per_unit=1,
+)
+"""One noisy step on any phase, for the preflight."""
 
 
 def schema_of(modalities: int) -> Schema:

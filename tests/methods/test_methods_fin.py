@@ -8,9 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from fin_example import NAMES, TRAINING, complete_batch, model_of, records_of, schema_of
+from fin_example import NAMES, PLAN, TRAINING, complete_batch, model_of, records_of, schema_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from secure_fed.data.records import ModalitySpec, Schema
 from secure_fed.errors import ConfigError
@@ -18,10 +19,12 @@ from secure_fed.methods import build
 from secure_fed.methods.base import in_context, masked_bce, shared_pairs, translator_name
 from secure_fed.methods.fin import FinConfig, TranslationError, cosine_error, squared_error, translation_loss
 from secure_fed.methods.zero_fill import ZeroFillConfig
+from secure_fed.models.batch import Batch
 from secure_fed.models.config import ModelConfig
+from secure_fed.models.multimodal import MultimodalModel
 from secure_fed.privacy.dpsgd import dp_sgd
 from secure_fed.privacy.noise import ReproducibleNoise
-from secure_fed.privacy.plan import GaussianPlan, TrainingOptions
+from secure_fed.privacy.plan import TrainingOptions
 from secure_fed.privacy.preflight import preflight
 
 FIN = FinConfig(name="fin", **TRAINING)
@@ -130,14 +133,18 @@ def test_the_cosine_error_has_a_bounded_gradient_where_the_translation_is_zero()
     assert 0 < translated.grad.norm() <= 2 * real.square().sum() / 0.1 * 1.001
 
 
+def logits_with_one_translated(model: MultimodalModel, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """What the head makes of the real features, and of them with one a translation, for each pair: [B, L] each."""
+    features = {name: value.detach() for name, value in model.encode(batch).items()}
+    translated = ({**features, to: model.translate(of, to, features[of])} for of, to in BOTH)
+    return model.classify(features), [model.classify(imputed) for imputed in translated]
+
+
 def test_the_logits_error_is_what_a_translation_does_to_the_classifiers_logits() -> None:
     model = model_of(fin(), TWO, [EVERYTHING])
     batch = complete_batch(model)
-    features = {name: value.detach() for name, value in model.encode(batch).items()}
-    expected = torch.zeros(len(batch))
-    for source, target in BOTH:
-        imputed = {**features, target: model.translate(source, target, features[source])}
-        expected = expected + squared_error(model.classify(imputed), model.classify(features))
+    real, imputed = logits_with_one_translated(model, batch)
+    expected = torch.stack([squared_error(logits, real) for logits in imputed]).sum(dim=0)
     loss = translation_loss(model, batch, BOTH, "logits")
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     loss.sum().backward()
@@ -148,11 +155,8 @@ def test_the_labels_error_is_the_heads_with_the_translation_in_the_features_plac
     """Records without both cost nothing."""
     model = model_of(fin(), TWO, [EVERYTHING])
     batch = complete_batch(model)
-    features = {name: value.detach() for name, value in model.encode(batch).items()}
-    expected = torch.zeros(len(batch))
-    for source, target in BOTH:
-        imputed = {**features, target: model.translate(source, target, features[source])}
-        expected = expected + masked_bce(model.classify(imputed), batch.labels, batch.label_mask)
+    _, imputed = logits_with_one_translated(model, batch)
+    expected = torch.stack([masked_bce(logits, batch.labels, batch.label_mask) for logits in imputed]).sum(dim=0)
     loss = translation_loss(model, batch, BOTH, "labels")
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert not translation_loss(model, batch.without({"labs"}), BOTH, "labels").any()
@@ -271,18 +275,6 @@ def test_modality_dropout_in_training_hides_and_then_imputes_and_the_preflights_
 
 
 # -- privacy ----------------------------------------------------------------------------------------------
-
-
-PLAN = GaussianPlan(
-    phase="any",
-    max_grad_norm=1.0,
-    noise_multiplier=1.0,
-    sample_rate=1.0,
-    steps=1,
-    declared_n=5,
-    unit="record",
-    max_records_per_unit=1,
-)
 
 
 SMALL_DECODER = {

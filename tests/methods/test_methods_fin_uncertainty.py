@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fin_example import NAMES, TRAINING, complete_batch, model_of, records_of, schema_of
+from fin_example import NAMES, PLAN, TRAINING, complete_batch, model_of, records_of, schema_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,6 @@ from secure_fed.methods.fin_uncertainty import (
 from secure_fed.models.config import ModelConfig
 from secure_fed.models.translators import LOG_VARIANCE_REACH, translator_parts
 from secure_fed.privacy.noise import ReproducibleNoise
-from secure_fed.privacy.plan import GaussianPlan
 from secure_fed.privacy.preflight import preflight
 
 EVERYTHING = frozenset(NAMES)
@@ -181,15 +180,5 @@ def test_a_normalised_output_and_a_translator_without_a_variance_are_refused() -
 def test_the_likelihood_passes_the_preflight(translator, back_end) -> None:
     model = model_of(METHOD, schema_of(2), [EVERYTHING], {"translator": {"name": translator}})
     translate = METHOD.phases(schema_of(2), BOTH, 20, 6)[1]
-    plan = GaussianPlan(
-        phase="translate",
-        max_grad_norm=1.0,
-        noise_multiplier=1.0,
-        sample_rate=1.0,
-        steps=1,
-        declared_n=5,
-        unit="record",
-        max_records_per_unit=1,
-    )
     loss = in_context(translate.loss, None)
-    preflight(model, translate.components, loss, plan, ReproducibleNoise(0), back_end=back_end)
+    preflight(model, translate.components, loss, PLAN, ReproducibleNoise(0), back_end=back_end)

@@ -13,6 +13,35 @@ from secure_fed.identity import Member, Roster, SigningKey
 
 SITES = tuple(f"site{number:02d}" for number in range(1, 11))
 RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALWAYS: dict[str, Any] = {
+    "schema": "secure_fed.summary/1",
+    "status": "finished",
+    "data": "synthetic_cxr",
+    "auroc_per_label": {},
+    "auprc_per_label": {},
+    "prevalence": {},
+    "auprc_chance": 0.1,
+    "labels_left_out": [],
+    "evaluation": {"name": "holdout"},
+    "holdout": {"records": 1250, "patients": 480},
+    "accountant": "pld",
+    "unit": "record",
+    "relation": "add_or_remove_one",
+    "rounds_burned": 0,
+    "rounds_charged_again": 0,
+    "resumed": 0,
+    "sites": 10,
+    "members": {},
+    "statistics": {},
+    "server_step": "verified",
+    "engine": "in_process",
+    "wall_s": 36.0,
+    "insecure_reproducible": False,
+    "warnings": [],
+    "data_notes": {},
+    "versions": {},
+}
+"""What summary.json says alike of every run and cell that the examples write."""
 
 
 def run(
@@ -56,6 +85,20 @@ def run(
     return folder
 
 
+def cost(components: Mapping[str, Mapping[str, Any]], flops_imputation: Mapping[str, int]) -> dict[str, Any]:
+    """The cost of a run with these components."""
+    sizes = {name: facts["parameters"] for name, facts in components.items()}
+    return {
+        "parameters": sizes,
+        "parameters_total": sum(sizes.values()),
+        "flops_inference": 123_456,
+        "flops_imputation": dict(flops_imputation),
+        "bytes_up_per_site_round": 153_400.0,
+        "bytes_down_per_site_round": 211_000.0,
+        "seconds_per_round": 2.31,
+    }
+
+
 def _summary(
     method: str, seed: int, auroc: float, missing: Mapping[str, float], epsilon: float | None
 ) -> dict[str, Any]:
@@ -73,24 +116,16 @@ def _summary(
             *((("translator.image_to_text", 1056, SITES[-2:]),) if method == "fin" else ()),
         )
     }
-    sizes = {name: facts["parameters"] for name, facts in components.items()}
     return {
-        "schema": "secure_fed.summary/1",
+        **ALWAYS,
         "run": f"{seed:032d}",
         "name": method,
-        "status": "finished",
         "method": method,
-        "data": "synthetic_cxr",
         "seed": seed,
         "auroc_macro": auroc,
         "auroc_macro_missing": dict(missing),
-        "auroc_per_label": {},
         "auprc_macro": auroc - 0.4,
         "auprc_macro_missing": {name: value - 0.4 for name, value in missing.items()},
-        "auprc_per_label": {},
-        "prevalence": {},
-        "auprc_chance": 0.1,
-        "labels_left_out": [],
         "missing_rates": [
             {"modality": name, "rate": rate, "auroc_macro": auroc - 0.07 * rate, "auprc_macro": 0.4}
             for name in (*missing, "any")
@@ -108,39 +143,13 @@ def _summary(
             "auroc_per_label": {},
             "auprc_per_label": {},
         },
-        "cost": {
-            "parameters": sizes,
-            "parameters_total": sum(sizes.values()),
-            "flops_inference": 123_456,
-            "flops_imputation": dict.fromkeys(missing, 2048 if method == "fin" else 0),
-            "bytes_up_per_site_round": 153_400.0,
-            "bytes_down_per_site_round": 211_000.0,
-            "seconds_per_round": 2.31,
-        },
-        "evaluation": {"name": "holdout"},
-        "holdout": {"records": 1250, "patients": 480},
+        "cost": cost(components, dict.fromkeys(missing, 2048 if method == "fin" else 0)),
         "epsilon": {} if epsilon is None else dict.fromkeys(SITES, 0.98 * epsilon),
         "epsilon_max": None if epsilon is None else 0.98 * epsilon,
         "epsilon_target": epsilon,
         "delta": None if epsilon is None else 1e-5,
-        "accountant": "pld",
         "privacy": "off" if epsilon is None else "dp",
-        "unit": "record",
-        "relation": "add_or_remove_one",
         "rounds": 18,
-        "rounds_burned": 0,
-        "rounds_charged_again": 0,
-        "resumed": 0,
-        "sites": 10,
-        "members": {},
         "components": components,
-        "statistics": {},
-        "server_step": "verified",
-        "engine": "in_process",
-        "wall_s": 36.0,
-        "insecure_reproducible": False,
-        "warnings": [],
         "secagg": {"mode": "on", "corrupt": 0, "bytes_up_per_parameter": 3.0, "bytes_down_per_parameter": 3.0},
-        "data_notes": {},
-        "versions": {},
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from example_runs import ALWAYS, cost
 
 from secure_fed.sweep.config import PageConfig, RepeatSelectConfig
 from secure_fed.sweep.record import (
@@ -157,65 +158,31 @@ def summary(row: CellRow) -> dict[str, Any]:
         components["translator.image_to_text"] = {
             "parameters": 1056, "owners": both, "floor": 2, "dp_only": False, "kept": 0,
         }  # fmt: skip
-    sizes = {name: facts["parameters"] for name, facts in components.items()}
     return {
-        "schema": "secure_fed.summary/1",
+        **ALWAYS,
         "run": "00" * 16,
         "name": row.method,
-        "status": "finished",
         "method": row.method,
-        "data": "synthetic_cxr",
         "seed": row.seed,
         "auroc_macro": 0.82,
         "auroc_macro_missing": {"image": 0.75, "text": 0.75},
-        "auroc_per_label": {},
         "auprc_macro": 0.42,
         "auprc_macro_missing": {"image": 0.35, "text": 0.35},
-        "auprc_per_label": {},
-        "prevalence": {},
-        "auprc_chance": 0.1,
-        "labels_left_out": [],
         "missing_rates": [],
         "imputation": {},
         "intervals": {
             "level": 0.95, "draws": 1000, "patients": 480, "auroc_macro": [0.8, 0.84], "auprc_macro": [0.4, 0.44],
             "auroc_macro_missing": {}, "auprc_macro_missing": {}, "auroc_per_label": {}, "auprc_per_label": {},
         },
-        "evaluation": {"name": "holdout"},
-        "holdout": {"records": 1250, "patients": 480},
         "epsilon": {},
         "epsilon_max": None,
         "epsilon_target": row.epsilon_target,
         "delta": row.delta,
-        "accountant": "pld",
         "privacy": row.privacy,
-        "unit": "record",
-        "relation": "add_or_remove_one",
         "rounds": 3,
-        "rounds_burned": 0,
-        "rounds_charged_again": 0,
-        "resumed": 0,
-        "sites": 10,
-        "members": {},
         "components": components,
-        "statistics": {},
-        "server_step": "verified",
-        "engine": "in_process",
-        "wall_s": 36.0,
-        "insecure_reproducible": False,
-        "warnings": [],
         "secagg": {
             "mode": "on", "corrupt": 0, "threshold": 6, "bytes_up_per_parameter": 3.0, "bytes_down_per_parameter": 3.0,
         },
-        "cost": {
-            "parameters": sizes,
-            "parameters_total": sum(sizes.values()),
-            "flops_inference": 123_456,
-            "flops_imputation": {"image": 2048, "text": 2048},
-            "bytes_up_per_site_round": 153_400.0,
-            "bytes_down_per_site_round": 211_000.0,
-            "seconds_per_round": 2.31,
-        },
-        "data_notes": {},
-        "versions": {},
+        "cost": cost(components, {"image": 2048, "text": 2048}),
     }  # fmt: skip
